@@ -98,10 +98,20 @@ class CompiledStep:
             sin_BD: As the cosines.
             window: Of this step; one that hides no cells but those after a row's own.
         """
-        storage = window.storage
-        max_rows, capacity = storage.shape[2], storage.shape[4]
+        storage, rows = window.storage, len(x_BH)
+        _, layers, max_rows, heads, capacity, _ = storage.shape
+        # The library checks nothing: what does not fit would be written into other memory.
         assert not window.hides_cells
-        assert storage.is_contiguous()
+        assert (layers, heads) == (self._decoder.num_layers, self._decoder.heads)
+        assert storage.shape[0] == 2
+        assert storage.shape[5] == HEAD_DIM
+        assert storage.dtype == torch.bfloat16
+        assert 0 < rows == len(window.cells) <= max_rows
+        assert 0 <= min(window.cells) <= max(window.cells) < capacity
+        assert x_BH.shape[1] == self._hidden
+        assert cos_BD.shape == sin_BD.shape == (rows, HEAD_DIM)
+        assert all(each.dtype == torch.float32 for each in (x_BH, cos_BD, sin_BD))
+        assert all(each.is_contiguous() for each in (x_BH, cos_BD, sin_BD, storage))
         if self._room_for != (max_rows, capacity):
             self._room_for = max_rows, capacity
             self._room = (
@@ -110,7 +120,6 @@ class CompiledStep:
                 torch.empty(max_rows, self._widest, dtype=torch.bfloat16),
                 torch.empty(capacity + 16),
             )
-        rows = len(x_BH)
         self._step(
             ctypes.byref(self._decoder),
             rows,
@@ -123,7 +132,7 @@ class CompiledStep:
 
     def _describe(self, layer: LayerWeights) -> _Layer:
         matrices = [self._keep(_laid_out(each)) for each in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-        router = None if layer.router is None else self._keep(layer.router.detach().contiguous())
+        router = None if layer.router is None else self._keep(layer.router.detach().float().contiguous())
         experts = 0 if layer.router is None else len(layer.router)
         width = layer.down.shape[1]
         return _Layer(*matrices, router, width, layer.parts, experts, layer.top_k, layer.normalise, layer.scale)
@@ -134,14 +143,23 @@ class CompiledStep:
 
 
 def can_compile(layers: Sequence[LayerWeights], head_dim: int) -> bool:
-    """Whether the library takes layers of these shapes."""
-    return head_dim == HEAD_DIM and all(
-        layer.out.shape[0] % HEAD_DIM == 0
-        and layer.gate_up.shape[0] % 32 == 0
-        and layer.down.shape[1] % (16 * layer.parts) == 0
-        and layer.parts <= MAX_PARTS
-        and (layer.router is None or len(layer.router) <= MAX_EXPERTS)
-        for layer in layers
+    """Whether the library takes layers of these shapes; it does not look at them itself."""
+    hidden = layers[0].out.shape[0]
+    return head_dim == HEAD_DIM and hidden % HEAD_DIM == 0 and all(_fits(layer, hidden) for layer in layers)
+
+
+def _fits(layer: LayerWeights, hidden: int) -> bool:
+    width = layer.down.shape[1]
+    experts = 0 if layer.router is None else len(layer.router)
+    return (
+        layer.qkv.shape == (3 * hidden, hidden)
+        and layer.out.shape == (hidden, hidden)
+        and layer.gate_up.shape == (2 * width, hidden)
+        and layer.down.shape == (hidden, width)
+        and width % (16 * layer.parts) == 0
+        and (layer.parts == 1 if layer.router is None else experts <= layer.parts <= MAX_PARTS)
+        and experts <= MAX_EXPERTS
+        and (layer.router is None or layer.router.shape == (experts, hidden))
     )
 
 

@@ -8,9 +8,11 @@ Weights [O, I] are laid out [O / 16][I / 2][16][2], so that one register holds t
 #include <immintrin.h>
 #include <math.h>
 #include <stdint.h>
+#include <string.h>
 
 #define HEAD 64
 #define MAX_EXPERTS 16
+#define MAX_PARTS 32
 #define ROWS_AT_ONCE 8
 #define AHEAD 4096 /* Bytes that are fetched before they are used: the processor itself does not look beyond a page. */
 #define INLINE static inline __attribute__((always_inline))
@@ -69,7 +71,9 @@ INLINE void product_block(const bf16 *weights, int inputs, const bf16 *x, const 
     _mm_prefetch((const char *)(weights + 32 * k) + AHEAD, _MM_HINT_T0);
     _mm_prefetch((const char *)(second + 32 * k) + AHEAD, _MM_HINT_T0);
     for (int t = 0; t < rows; t++) {
-      const __m512bh two = (__m512bh)_mm512_set1_epi32(*(const int32_t *)(x + (size_t)t * inputs + 2 * k));
+      int32_t pair;
+      memcpy(&pair, x + (size_t)t * inputs + 2 * k, sizeof pair);
+      const __m512bh two = (__m512bh)_mm512_set1_epi32(pair);
       sums[t][0] = _mm512_dpbf16_ps(sums[t][0], a, two);
       sums[t][1] = _mm512_dpbf16_ps(sums[t][1], b, two);
     }
@@ -263,7 +267,7 @@ void decode_step(const Decoder *decoder, int32_t rows, float *x, const float *co
     }
     product(layer->gate_up, 2 * layer->width, hidden, narrow, rows, wide);
     for (int t = 0; t < rows; t++) {
-      float factors[MAX_EXPERTS * 2] = {1.0f};
+      float factors[MAX_PARTS] = {1.0f};
       if (layer->router) weigh(layer, normed + (size_t)t * hidden, hidden, factors);
       activate(layer, wide + (size_t)t * 2 * layer->width, factors, narrow + (size_t)t * layer->width);
     }
