@@ -1,12 +1,8 @@
 """Steps of the rounded decoder in one call of compiled code, where somebody has built it.
 
-Owns the library's file, its building, and how it is called; the arithmetic is in `decode_step.c`. A step of a small
-model starts some 200 operations, which takes nearly as long as their numbers. Nothing is compiled when the service
-runs: without the library steps are torch's. Used by the engine's single thread.
-
-    python -m service.engine.cpu.compiled_step
-
-builds the library next to this module, with `cc` or the compiler that is named.
+Owns how the library is called; `step_library` builds it, and the arithmetic is in `decode_step.c`. A step of a small
+model starts some 200 operations, which takes nearly as long as their numbers. Without the library steps are torch's.
+Used by the engine's single thread.
 
 Shape letters: B rows, H hidden width, O outputs, I inputs, P positions, D head width.
 """
@@ -14,8 +10,6 @@ Shape letters: B rows, H hidden width, O outputs, I inputs, P positions, D head 
 from __future__ import annotations
 
 import ctypes
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,14 +19,16 @@ import torch
 from torch import Tensor
 
 from service.engine.cpu.kv_cache import DecodeWindow
+from service.engine.cpu.step_library import LIBRARY
 
-SOURCE = Path(__file__).with_name("decode_step.c")
-LIBRARY = SOURCE.with_suffix(".so")
 VERSION = 1
 """Of the library's functions; another one's is not called."""
 HEAD_DIM = 64
 MAX_EXPERTS, MAX_PARTS = 16, 32
-FLAGS = ("-O3", "-Wall", "-Wextra", "-Werror", "-march=x86-64-v4", "-mavx512bf16", "-shared", "-fPIC")
+
+
+class NoLibraryError(Exception):
+    """Steps are torch's; says why in a few words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,48 +159,34 @@ def _fits(layer: LayerWeights, hidden: int) -> bool:
     )
 
 
-def load(path: Path = LIBRARY) -> ctypes.CDLL | None:
+def load(path: Path = LIBRARY) -> ctypes.CDLL:
     """Load the library.
 
     Args:
         path: Its file.
 
     Returns:
-        Its functions; None where it was not built, is another version's or has no place on this processor.
+        Its functions.
+
+    Raises:
+        NoLibraryError: It was not built, is another version's or has no place on this processor; says which.
     """
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if not capabilities.get("avx512_bf16") or not path.is_file():
-        return None
+    if not capabilities.get("avx512_bf16"):
+        raise NoLibraryError("no AVX-512 BF16")
+    if not path.is_file():
+        raise NoLibraryError("not built")
     try:
         library = ctypes.CDLL(str(path))
         version = library.decode_step_version()
     except (OSError, AttributeError):
-        return None
-    return library if version == VERSION else None
-
-
-def build(path: Path = LIBRARY, compiler: str = "cc") -> None:
-    """Compile the library.
-
-    Args:
-        path: Its file; replaced as a whole.
-        compiler: A C compiler that takes GCC's flags.
-
-    Raises:
-        FileNotFoundError: There is no such compiler.
-        CalledProcessError: It failed; it has said why.
-    """
-    partial = path.with_suffix(".partial")
-    command = [compiler, *FLAGS, "-o", str(partial), str(SOURCE), "-lm"]
-    subprocess.run(command, check=True)  # noqa: S603 - the compiler that whoever installs this names
-    partial.replace(path)
+        raise NoLibraryError("the library cannot be loaded") from None
+    if version != VERSION:
+        raise NoLibraryError("the library is another version's")
+    return library
 
 
 def _laid_out(weight_OI: Tensor) -> Tensor:
     outputs, inputs = weight_OI.shape
     blocks = weight_OI.detach().bfloat16().view(outputs // 16, 16, inputs // 2, 2)
     return blocks.transpose(1, 2).contiguous()
-
-
-if __name__ == "__main__":
-    build(compiler=sys.argv[1] if len(sys.argv) > 1 else "cc")

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from service.engine.cpu.compiled_step import CompiledStep, LayerWeights, can_compile, load
+from service.engine.cpu.compiled_step import CompiledStep, LayerWeights, NoLibraryError, can_compile, load
 from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow
 from service.engine.cpu.packed_decoder import signed_rotary_tables
 from service.engine.cpu.packed_linear import PackedWeights
@@ -108,6 +108,9 @@ class RoundedDecoder:
     Args:
         model: In float32 on a CPU, with `MAX_EXPERTS` at most; later changes of its weights do not reach the copy.
         max_tokens: Positions that may occur.
+
+    Attributes:
+        steps: `compiled`, or `torch` and why, for the log.
     """
 
     def __init__(self, model: OcrModel, max_tokens: int) -> None:
@@ -124,8 +127,12 @@ class RoundedDecoder:
         cos_PD, sin_PD = signed_rotary_tables(text, max_tokens)
         self._cos_PD, self._sin_PD = cos_PD.bfloat16(), sin_PD.bfloat16()
         self._exact_tables = cos_PD, sin_PD
-        library = load() if can_compile(weights, self._head_dim) else None
-        self._compiled = CompiledStep(library, weights, text.rms_norm_eps) if library else None
+        self._compiled: CompiledStep | None = None
+        try:
+            self._compiled = _compiled_step(weights, self._head_dim, text.rms_norm_eps)
+            self.steps = "compiled"
+        except NoLibraryError as error:
+            self.steps = f"torch ({error})"
 
     def read(self, embeds_BLH: Tensor, positions_BL: Tensor, window: PrefillWindow) -> Tensor:
         """Read prompts.
@@ -231,6 +238,12 @@ def _join_layer(layer: DecoderLayer) -> LayerWeights:
         normalise=gate.norm_topk_prob,
         scale=gate.routed_scaling_factor,
     )
+
+
+def _compiled_step(weights: Sequence[LayerWeights], head_dim: int, eps: float) -> CompiledStep:
+    if not can_compile(weights, head_dim):
+        raise NoLibraryError("other shapes")
+    return CompiledStep(load(), weights, eps)
 
 
 def _pack_layer(weights: LayerWeights) -> _Layer:

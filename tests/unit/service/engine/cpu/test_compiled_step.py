@@ -5,15 +5,14 @@ from __future__ import annotations
 import copy
 import ctypes
 import shutil
-import subprocess
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from service.engine.cpu import compiled_step, rounded_decoder
-from service.engine.cpu.compiled_step import LayerWeights, can_compile
+from service.engine.cpu import compiled_step, rounded_decoder, step_library
+from service.engine.cpu.compiled_step import LayerWeights, NoLibraryError, can_compile
 from service.engine.cpu.kv_cache import SlotCache
 from service.engine.cpu.rounded_decoder import RoundedDecoder
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
@@ -40,20 +39,17 @@ needs_library = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
     path = tmp_path_factory.mktemp("library") / "decode_step.so"
-    compiled_step.build(path)
-    found = compiled_step.load(path)
-    assert found
-    return found
+    step_library.build(path)
+    return compiled_step.load(path)
+
+
+def refuse() -> ctypes.CDLL:
+    raise NoLibraryError("not built")
 
 
 @pytest.fixture
 def compiled(library, monkeypatch):
     monkeypatch.setattr(rounded_decoder, "load", lambda: library)
-
-
-@pytest.fixture
-def plain(monkeypatch):
-    monkeypatch.setattr(rounded_decoder, "load", lambda: None)
 
 
 def model_of(changes) -> DeepseekOcrForConditionalGeneration:
@@ -80,8 +76,8 @@ def test_logits_are_the_models_but_for_rounding(rows, changes, compiled):
 @torch.inference_mode()
 def test_long_rows_of_unequal_lengths_are_as_without_the_library(library, monkeypatch):
     model, found = model_of({}), []
-    for each in (library, None):
-        monkeypatch.setattr(rounded_decoder, "load", lambda each=each: each)
+    for each in (lambda: library, refuse):
+        monkeypatch.setattr(rounded_decoder, "load", each)
         decoder, cache = RoundedDecoder(model, 128), cache_of(model, 3, torch.bfloat16)
         generator = torch.Generator().manual_seed(5)
         for length in (33, 16, 50):
@@ -139,8 +135,8 @@ def exact_step(model, tokens: list[int], keys_values: Tensor) -> tuple[Tensor, T
 def test_steps_are_no_farther_from_float64_than_torchs(changes, library, monkeypatch):
     model = model_of(changes)
     decoders = []
-    for each in (library, None):
-        monkeypatch.setattr(rounded_decoder, "load", lambda each=each: each)
+    for each in (lambda: library, refuse):
+        monkeypatch.setattr(rounded_decoder, "load", each)
         decoders.append(RoundedDecoder(model, 128))
     errors: tuple[list[Tensor], list[Tensor]] = ([], [])
     generator = torch.Generator().manual_seed(3)
@@ -236,7 +232,7 @@ def test_a_row_is_what_it_is_alone_and_one_that_is_no_number_spoils_no_other(com
 @pytest.mark.parametrize("changes", [{"hidden_size": 32}, {"moe_intermediate_size": 24}])
 def test_other_shapes_are_computed_without_the_library(changes, compiled):
     model = model_of(changes)
-    assert RoundedDecoder(model, 64)._compiled is None
+    assert RoundedDecoder(model, 64).steps == "torch (other shapes)"
     ids_BL, tokens_SB = torch.randint(20, 200, (2, LENGTH)), torch.randint(20, 200, (STEPS, 2))
     pairs = zip(logits_of_model(model, ids_BL, tokens_SB), logits_rounded(model, ids_BL, tokens_SB), strict=True)
     for expected, found in pairs:
@@ -282,37 +278,43 @@ def test_matrices_that_do_not_belong_together_are_not_taken(name):
     assert not can_compile([replace(layer, **{name: getattr(layer, name)[:, :-16]})], 64)
 
 
-def test_there_is_none_where_none_was_built(tmp_path):
-    assert compiled_step.load(tmp_path / "decode_step.so") is None
+def test_there_is_none_where_none_was_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    with pytest.raises(NoLibraryError, match="not built"):
+        compiled_step.load(tmp_path / "decode_step.so")
 
 
-def test_a_file_that_is_no_library_is_not_loaded(tmp_path):
+def test_a_file_that_is_no_library_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
     path = tmp_path / "decode_step.so"
     path.write_bytes(b"no library")
-    assert compiled_step.load(path) is None
+    with pytest.raises(NoLibraryError, match="cannot be loaded"):
+        compiled_step.load(path)
 
 
 def test_a_processor_without_such_numbers_loads_none(tmp_path, monkeypatch):
     path = tmp_path / "decode_step.so"
     path.write_bytes(b"would fail if it were looked at")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False})
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("was loaded"))
-    assert compiled_step.load(path) is None
+    with pytest.raises(NoLibraryError, match="AVX-512"):
+        compiled_step.load(path)
 
 
 @needs_library
-def test_another_versions_library_is_not_called(library, tmp_path, monkeypatch):
+def test_another_versions_library_is_not_called(tmp_path, monkeypatch):
     path = tmp_path / "decode_step.so"
-    compiled_step.build(path)
+    step_library.build(path)
     monkeypatch.setattr(compiled_step, "VERSION", compiled_step.VERSION + 1)
-    assert compiled_step.load(path) is None
+    with pytest.raises(NoLibraryError, match="another version"):
+        compiled_step.load(path)
 
 
 @needs_library
-def test_a_build_that_fails_leaves_no_library(tmp_path, monkeypatch):
-    source = tmp_path / "decode_step.c"
-    source.write_text("this is not C\n")
-    monkeypatch.setattr(compiled_step, "SOURCE", source)
-    with pytest.raises(subprocess.CalledProcessError):
-        compiled_step.build(tmp_path / "decode_step.so")
-    assert not (tmp_path / "decode_step.so").exists()
+def test_a_decoder_says_how_it_steps(compiled):
+    assert RoundedDecoder(model_of({}), 64).steps == "compiled"
+
+
+def test_a_decoder_says_why_its_steps_are_torchs(monkeypatch):
+    monkeypatch.setattr(rounded_decoder, "load", refuse)
+    assert RoundedDecoder(model_of({}), 64).steps == "torch (not built)"

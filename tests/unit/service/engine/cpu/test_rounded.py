@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +66,19 @@ def test_canvases_are_rounded_only_where_that_is_wanted_and_fast(monkeypatch):
     assert not rounds(wanted, tiles=False, monkeypatch=monkeypatch)
     assert not rounds(LIMITS, tiles=True, monkeypatch=monkeypatch)
     assert not rounds(replace(wanted, skips_padding=False), tiles=True, monkeypatch=monkeypatch)
+
+
+@needs_nano
+@pytest.mark.parametrize(
+    ("tiles", "wanted", "said"),
+    [(True, True, "compiled|torch .+"), (False, True, "torch .no AMX."), (True, False, "torch")],
+)
+def test_the_log_says_how_canvases_are_decoded(tiles, wanted, said, monkeypatch, caplog):
+    with caplog.at_level("INFO"):
+        rounds(replace(LIMITS, rounds_canvases=wanted), tiles=tiles, monkeypatch=monkeypatch)
+    (fields,) = [each.fields for each in caplog.records if each.message == "decoding on a CPU"]
+    assert re.fullmatch(said, fields["steps"])
+    assert fields["threads"] == torch.get_num_threads()
 
 
 @needs_nano
