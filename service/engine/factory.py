@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from service.engine.engine import TorchEngine
     from service.engine.runner import Runner
     from shared.deepseek_ocr.loading import LoadedCheckpoint
-
-_log = logging.getLogger(__name__)
 
 
 def load_engine(source: EngineSource) -> TorchEngine:
@@ -100,6 +97,7 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         batch_size=limits.batch_size,
         prepares_views=runner.prepares_views,
         skips_padding=runner.skips_padding,
+        steps=runner.steps,
         adapter_slots=limits.adapter_slots,
         adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
         calibration=checkpoint.calibration,
@@ -112,8 +110,6 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
 
 
 def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tuple[Runner, EngineLimits]:
-    import torch
-
     from service.engine.cpu.runner import CpuRunner
     from service.engine.lora.bank import make_bank
 
@@ -130,7 +126,6 @@ def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tupl
         token_px=geometry.patch_px * geometry.downsample if skips_padding else None,
         rounds_canvases=limits.rounds_canvases,
     )
-    _log.info("decoding on a CPU", extra={"fields": {"steps": runner.steps, "threads": torch.get_num_threads()}})
     return runner, limits
 
 

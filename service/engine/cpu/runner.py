@@ -202,7 +202,7 @@ class CpuRunner:
 
     @property
     def steps(self) -> str:
-        """How tokens of canvases are computed: `compiled`, or `torch` and why."""
+        """How canvases are decoded: `compiled`, or `torch` and why."""
         return self._rounded.decoder.steps if self._rounded else self._torch_steps
 
     def warm_up(self) -> None:

@@ -73,12 +73,9 @@ def test_canvases_are_rounded_only_where_that_is_wanted_and_fast(monkeypatch):
     ("tiles", "wanted", "said"),
     [(True, True, "compiled|torch .+"), (False, True, "torch .no AMX."), (True, False, "torch")],
 )
-def test_the_log_says_how_canvases_are_decoded(tiles, wanted, said, monkeypatch, caplog):
-    with caplog.at_level("INFO"):
-        rounds(replace(LIMITS, rounds_canvases=wanted), tiles=tiles, monkeypatch=monkeypatch)
-    (fields,) = [each.fields for each in caplog.records if each.message == "decoding on a CPU"]
-    assert re.fullmatch(said, fields["steps"])
-    assert fields["threads"] == torch.get_num_threads()
+def test_the_engine_says_how_it_decodes_canvases(tiles, wanted, said, monkeypatch):
+    monkeypatch.setattr(runner, "has_tiles", lambda: tiles)
+    assert re.fullmatch(said, make_engine(checkpoint(), replace(LIMITS, rounds_canvases=wanted)).info.steps)
 
 
 @needs_nano
