@@ -16,6 +16,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What `make serve` needs: all of it where that is installed already.
 SERVICE := $(or $(wildcard $(STAMP)),$(VENV)/.service)
+# Optional: where no C compiler is found, or the processor gains nothing, it stays away.
+STEP := service/engine/cpu/decode_step.so
 PACKAGES := service trainer shared
 SOURCES := $(wildcard service trainer shared tests benchmarks)
 YAML := docker-compose.yml deploy
@@ -35,7 +37,7 @@ SIDE_BY_SIDE := --numprocesses $(PROCESSES) --maxprocesses 4 --dist loadfile --n
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) ## Make .venv and install the pinned packages and this project
+setup: $(STAMP) $(STEP) ## Make .venv and install the pinned packages and this project
 
 # The lock file names torch, so no other package can bring in a torch of its own choice.
 $(STAMP): pyproject.toml deploy/env/dev.txt | $(BIN)/python
@@ -53,13 +55,16 @@ $(VENV)/.service: pyproject.toml deploy/env/service.txt | $(BIN)/python
 	@touch $@
 	@echo "Installed."
 
+$(STEP): service/engine/cpu/decode_step.c service/engine/cpu/step_library.py | $(BIN)/python
+	@$(BIN)/python service/engine/cpu/step_library.py --where-useful
+
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is older than Python 3.11: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
 
-serve: $(SERVICE) ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000); it prints how to try it
+serve: $(SERVICE) $(STEP) ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000); it prints how to try it
 	@exec $(BIN)/python -m service serve $(ARGS)
 
 test: setup ## Run every test that needs neither a GPU nor anything outside Python
@@ -143,5 +148,5 @@ deepseek-ocr-eval: setup ## Measure error rates: make deepseek-ocr-eval ARGS="--
 	$(BIN)/python -m trainer evaluate $(ARGS)
 
 clean: ## Remove the virtual environment and every cache
-	rm -rf $(VENV) $(DOCS_VENV) $(RAY_VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis .coverage
+	rm -rf $(VENV) $(DOCS_VENV) $(RAY_VENV) $(STEP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis .coverage
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

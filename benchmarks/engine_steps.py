@@ -430,6 +430,7 @@ class ReadyRunner:
     depth = 1
     prepares_views = False
     skips_padding = False
+    steps = ""
     kv_tokens = 1 << 30
     block_tokens = 64
     kept_answer_tokens = None

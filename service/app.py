@@ -374,9 +374,9 @@ class _Composition:
         if services.jobs is not None:
             services.jobs.start()
         self._has_started = True
-        logger.info(
-            "ready", extra={"fields": {"model": self._engine.info.model_id, "device": self._engine.info.device}}
-        )
+        info = self._engine.info
+        steps = {"steps": info.steps} if info.steps else {}
+        logger.info("ready", extra={"fields": {"model": info.model_id, "device": info.device, **steps}})
         self._on_ready()
 
     async def _base_revisions(self) -> frozenset[str] | None:

@@ -97,6 +97,7 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         batch_size=limits.batch_size,
         prepares_views=runner.prepares_views,
         skips_padding=runner.skips_padding,
+        steps=runner.steps,
         adapter_slots=limits.adapter_slots,
         adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
         calibration=checkpoint.calibration,

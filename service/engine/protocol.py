@@ -175,6 +175,8 @@ class EngineInfo:
     """Whether the device makes views of images; every engine takes both forms of a page, this says which to send."""
     skips_padding: bool = False
     """Whether a low canvas of lines costs less than one that fills its view."""
+    steps: str = ""
+    """How a CPU decodes canvases, for the log: `compiled`, or `torch` and why; empty on a GPU."""
     adapter_slots: int = 0
     """Adapters that can be resident at once."""
     adapter_max_rank: int = 0

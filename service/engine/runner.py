@@ -88,6 +88,10 @@ class Runner(Protocol):
         """Whether a low canvas of lines costs less than one that fills its view."""
 
     @property
+    def steps(self) -> str:
+        """How a CPU decodes canvases: `compiled`, or `torch` and why; empty on a GPU."""
+
+    @property
     def kv_tokens(self) -> int:
         """Key and value tokens that all slots hold together."""
 

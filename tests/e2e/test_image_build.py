@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import tempfile
 import urllib.request
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from service.engine.cpu.compiled_step import VERSION
 from shared.contract.text import cer
 from tests.support.buildah import Buildah, host_pip_mounts
 from tests.support.nano import needs_nano
@@ -191,6 +193,16 @@ def test_the_cpu_image_has_no_compiler_and_no_cuda_libraries(image: Image) -> No
     size = image.size_bytes()
     print(f"{image.name}: {size / 1e6:.0f} MB")
     assert size < LARGEST_API_BYTES
+
+
+def test_the_cpu_image_has_the_compiled_step_on_x86(image: Image) -> None:
+    code = (
+        "import ctypes; from service.engine.cpu.step_library import LIBRARY; "
+        "print(ctypes.CDLL(str(LIBRARY)).decode_step_version() if LIBRARY.exists() else None)"
+    )
+    done = image.run(["python", "-c", code])
+    expected = str(VERSION) if platform.machine() == "x86_64" else "None"
+    assert done.stdout.strip() == expected, done.stderr
 
 
 def test_the_training_image_runs_as_an_ordinary_user_and_has_no_service(trainer: Image) -> None:

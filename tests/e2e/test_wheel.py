@@ -31,7 +31,7 @@ LARGEST_CER = 0.05
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy to build from, since building leaves files behind."""
     copy = tmp_path_factory.mktemp("source")
-    unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info")
+    unwanted = shutil.ignore_patterns("__pycache__", "*.egg-info", "*.so")
     for name in PACKAGES:
         shutil.copytree(ROOT / name, copy / name, ignore=unwanted)
     for name in ("pyproject.toml", "README.md", "LICENSE"):

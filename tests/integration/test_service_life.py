@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -42,6 +43,19 @@ def parse_events(text: str) -> list[tuple[str, dict[str, Any]]]:
         name, data = block.split("\n")
         events.append((name.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
     return events
+
+
+@pytest.mark.parametrize(("steps", "said"), [("compiled", {"steps": "compiled"}), ("", {})])
+async def test_the_log_says_what_is_ready_and_how_a_cpu_decodes(
+    steps: str, said: dict[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = FakeEngine()
+    engine._info = replace(engine.info, steps=steps)
+    with caplog.at_level("INFO", "service.app"):
+        async with running_service(SteeredEngine(engine)):
+            pass
+    (fields,) = [vars(each)["fields"] for each in caplog.records if each.message == "ready"]
+    assert fields == {"model": "fake", "device": "cpu", **said}
 
 
 async def test_alive_at_once_and_ready_only_when_the_engine_is() -> None:

@@ -247,6 +247,9 @@ class DecodeWindow(_Window):
     Attributes:
         position_ids_B1: Position of each row's token, int64.
         mask_B11S: 0 where a row may look and minus infinity elsewhere; None if all rows may look everywhere.
+        storage: The cache's tensor.
+        cells: Where each row's token goes.
+        hides_cells: Whether a row may not look at all cells up to its own.
     """
 
     def __init__(
@@ -258,6 +261,7 @@ class DecodeWindow(_Window):
         is_hidden_BS: Tensor | None = None,
     ) -> None:
         super().__init__(used - 1, used)
+        self.storage, self.cells, self.hides_cells = storage, cells, is_hidden_BS is not None
         rows, (heads, capacity) = len(positions), storage.shape[3:5]
         device = storage.device
         self._flat = storage.flatten(2, 4)

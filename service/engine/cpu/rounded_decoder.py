@@ -15,7 +15,7 @@ MLP, P parts of it, K experts per token, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from service.engine.cpu.compiled_step import CompiledStep, LayerWeights, NoLibraryError, can_compile, load
 from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow
 from service.engine.cpu.packed_decoder import signed_rotary_tables
 from service.engine.cpu.packed_linear import PackedWeights
@@ -107,13 +108,17 @@ class RoundedDecoder:
     Args:
         model: In float32 on a CPU, with `MAX_EXPERTS` at most; later changes of its weights do not reach the copy.
         max_tokens: Positions that may occur.
+
+    Attributes:
+        steps: `compiled`, or `torch` and why, for the log.
     """
 
     def __init__(self, model: OcrModel, max_tokens: int) -> None:
         decoder = model.decoder
         text = decoder.config
         self._embeddings_VH = decoder.embed_tokens.weight.detach()
-        self._layers = [_pack_layer(cast("DecoderLayer", layer)) for layer in decoder.layers]
+        weights = [_join_layer(cast("DecoderLayer", layer)) for layer in decoder.layers]
+        self._layers = [_pack_layer(layer) for layer in weights]
         self._norm_H = cast("Tensor", decoder.norm.weight).detach()
         self._head = pack(model.lm_head.weight)
         self._heads, self._head_dim = text.num_attention_heads, text.head_dim
@@ -121,6 +126,13 @@ class RoundedDecoder:
         self._floor_11 = torch.full((1, 1), text.rms_norm_eps * text.hidden_size)
         cos_PD, sin_PD = signed_rotary_tables(text, max_tokens)
         self._cos_PD, self._sin_PD = cos_PD.bfloat16(), sin_PD.bfloat16()
+        self._exact_tables = cos_PD, sin_PD
+        self._compiled: CompiledStep | None = None
+        try:
+            self._compiled = _compiled_step(weights, self._head_dim, text.rms_norm_eps)
+            self.steps = "compiled"
+        except NoLibraryError as error:
+            self.steps = f"torch ({error})"
 
     def read(self, embeds_BLH: Tensor, positions_BL: Tensor, window: PrefillWindow) -> Tensor:
         """Read prompts.
@@ -159,6 +171,10 @@ class RoundedDecoder:
             Logits, `[B, V]`, float32.
         """
         x_BH = self._embeddings_VH[torch.tensor(tokens)]
+        if self._compiled and not window.hides_cells:
+            cos_BD, sin_BD = (table_PD[window.position_ids_B1[:, 0]] for table_PD in self._exact_tables)
+            self._compiled.run(x_BH, cos_BD, sin_BD, window)
+            return self._logits(x_BH)
         rotary = self._rotary(window.position_ids_B1[:, 0])
         for index, layer in enumerate(self._layers):
             qkv_B3ND = self._project(layer, x_BH, rotary)
@@ -200,16 +216,43 @@ class RoundedDecoder:
         return x_TH * torch.addcmul(self._floor_11, length_T1, length_T1).rsqrt_().mul_(self._root)
 
 
-def _pack_layer(layer: DecoderLayer) -> _Layer:
+def _join_layer(layer: DecoderLayer) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
     before_H, between_H = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
     gates, ups, downs = _parts(mlp)
+    joined = LayerWeights(
+        qkv=torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]) * before_H,
+        out=attention.o_proj.weight,
+        gate_up=torch.cat([*gates, *ups]) * between_H,
+        down=torch.cat(downs, dim=1),
+        router=None,
+    )
+    if not isinstance(mlp, MixtureOfExperts):
+        return joined
+    gate, width = mlp.gate, mlp.experts.down_proj.shape[2]
+    return replace(
+        joined,
+        router=(gate.weight * between_H).detach(),
+        parts=joined.down.shape[1] // width,
+        top_k=gate.top_k,
+        normalise=gate.norm_topk_prob,
+        scale=gate.routed_scaling_factor,
+    )
+
+
+def _compiled_step(weights: Sequence[LayerWeights], head_dim: int, eps: float) -> CompiledStep:
+    if not can_compile(weights, head_dim):
+        raise NoLibraryError("other shapes")
+    return CompiledStep(load(), weights, eps)
+
+
+def _pack_layer(weights: LayerWeights) -> _Layer:
     return _Layer(
-        qkv=_Matrix(torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]) * before_H),
-        out=_Matrix(attention.o_proj.weight),
-        gate_up=_Matrix(torch.cat([*gates, *ups]) * between_H),
-        down=_Matrix(torch.cat(downs, dim=1)),
-        router=_router(mlp, between_H) if isinstance(mlp, MixtureOfExperts) else None,
+        qkv=_Matrix(weights.qkv),
+        out=_Matrix(weights.out),
+        gate_up=_Matrix(weights.gate_up),
+        down=_Matrix(weights.down),
+        router=None if weights.router is None else _router(weights, weights.router),
     )
 
 
@@ -226,14 +269,12 @@ def _parts(mlp: Mlp | MixtureOfExperts) -> tuple[list[Tensor], list[Tensor], lis
     )
 
 
-def _router(mixture: MixtureOfExperts, norm_H: Tensor) -> _Router:
-    gate, experts = mixture.gate, mixture.experts
-    shared = mixture.shared_experts.down_proj.in_features if mixture.shared_experts else 0
-    num_shared, num_routed = shared // experts.down_proj.shape[2], len(experts.down_proj)
+def _router(weights: LayerWeights, weight_EH: Tensor) -> _Router:
+    num_routed = len(weight_EH)
     return _Router(
-        weight_EH=(gate.weight * norm_H).detach(),
-        top_k=gate.top_k,
-        normalise=gate.norm_topk_prob,
-        scale=gate.routed_scaling_factor,
-        base_P=torch.tensor([0.0] * num_routed + [1.0] * num_shared),
+        weight_EH=weight_EH,
+        top_k=weights.top_k,
+        normalise=weights.normalise,
+        scale=weights.scale,
+        base_P=torch.tensor([0.0] * num_routed + [1.0] * (weights.parts - num_routed)),
     )

@@ -154,6 +154,7 @@ class CpuRunner:
         self._packed = PackedDecoder(model, max_tokens + 1) if can_pack(model) else None
         wants_rounded = rounds_canvases and token_px and self._packed and has_tiles()
         self._rounded = rounded_reader(model, max_tokens + 1) if wants_rounded else None
+        self._torch_steps = "torch (no AMX)" if rounds_canvases and token_px and not has_tiles() else "torch"
         if self._packed and isinstance(model, nn.Module):
             model = with_packed_layers(model)
         self._model = model
@@ -198,6 +199,11 @@ class CpuRunner:
     def skips_padding(self) -> bool:
         """Whether padding is left out."""
         return self._bands is not None
+
+    @property
+    def steps(self) -> str:
+        """How canvases are decoded: `compiled`, or `torch` and why."""
+        return self._rounded.decoder.steps if self._rounded else self._torch_steps
 
     def warm_up(self) -> None:
         """Nothing to prepare."""

@@ -70,6 +70,7 @@ class GpuRunner:
     depth = 1
     prepares_views = True
     skips_padding = False
+    steps = ""
 
     def __init__(
         self,

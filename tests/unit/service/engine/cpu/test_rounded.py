@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -65,6 +66,16 @@ def test_canvases_are_rounded_only_where_that_is_wanted_and_fast(monkeypatch):
     assert not rounds(wanted, tiles=False, monkeypatch=monkeypatch)
     assert not rounds(LIMITS, tiles=True, monkeypatch=monkeypatch)
     assert not rounds(replace(wanted, skips_padding=False), tiles=True, monkeypatch=monkeypatch)
+
+
+@needs_nano
+@pytest.mark.parametrize(
+    ("tiles", "wanted", "said"),
+    [(True, True, "compiled|torch .+"), (False, True, "torch .no AMX."), (True, False, "torch")],
+)
+def test_the_engine_says_how_it_decodes_canvases(tiles, wanted, said, monkeypatch):
+    monkeypatch.setattr(runner, "has_tiles", lambda: tiles)
+    assert re.fullmatch(said, make_engine(checkpoint(), replace(LIMITS, rounds_canvases=wanted)).info.steps)
 
 
 @needs_nano

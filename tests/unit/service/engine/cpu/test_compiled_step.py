@@ -1,0 +1,320 @@
+"""Compiled steps against the model in float32 and in float64, and where there are none."""
+
+from __future__ import annotations
+
+import copy
+import ctypes
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from service.engine.cpu import compiled_step, rounded_decoder, step_library
+from service.engine.cpu.compiled_step import LayerWeights, NoLibraryError, can_compile
+from service.engine.cpu.kv_cache import SlotCache
+from service.engine.cpu.rounded_decoder import RoundedDecoder
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.deepseek_ocr.moe import Gate
+from tests.unit.service.engine.cpu.test_packed_decoder import randomised
+from tests.unit.service.engine.cpu.test_rounded_decoder import (
+    CHANGES,
+    LENGTH,
+    STEPS,
+    cache_of,
+    logits_of_model,
+    logits_rounded,
+)
+from tests.unit.service.engine.tiny import tiny_config
+
+CLEAR_MARGIN = 0.02
+"""A difference of experts' logarithmic probabilities that rounding does not turn round."""
+HAS_NUMBERS = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
+needs_library = pytest.mark.skipif(
+    not HAS_NUMBERS or shutil.which("cc") is None, reason="needs a C compiler and a processor with AVX-512 BF16"
+)
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    path = tmp_path_factory.mktemp("library") / "decode_step.so"
+    step_library.build(path)
+    return compiled_step.load(path)
+
+
+def refuse() -> ctypes.CDLL:
+    raise NoLibraryError("not built")
+
+
+@pytest.fixture
+def compiled(library, monkeypatch):
+    monkeypatch.setattr(rounded_decoder, "load", lambda: library)
+
+
+def model_of(changes) -> DeepseekOcrForConditionalGeneration:
+    """Two heads of 64, as the library takes them."""
+    torch.manual_seed(1)
+    config = tiny_config()
+    for name, value in {"hidden_size": 128, **changes}.items():
+        setattr(config.text_config, name, value)
+    return randomised(DeepseekOcrForConditionalGeneration(config).eval())
+
+
+@needs_library
+@pytest.mark.parametrize("rows", [1, 7, 16])
+@pytest.mark.parametrize("changes", CHANGES)
+def test_logits_are_the_models_but_for_rounding(rows, changes, compiled):
+    model = model_of(changes)
+    ids_BL, tokens_SB = torch.randint(20, 200, (rows, LENGTH)), torch.randint(20, 200, (STEPS, rows))
+    pairs = zip(logits_of_model(model, ids_BL, tokens_SB), logits_rounded(model, ids_BL, tokens_SB), strict=True)
+    for expected, found in pairs:
+        assert (found - expected).norm() / expected.norm() < 0.02
+
+
+@needs_library
+@torch.inference_mode()
+def test_long_rows_of_unequal_lengths_are_as_without_the_library(library, monkeypatch):
+    model, found = model_of({}), []
+    for each in (lambda: library, refuse):
+        monkeypatch.setattr(rounded_decoder, "load", each)
+        decoder, cache = RoundedDecoder(model, 128), cache_of(model, 3, torch.bfloat16)
+        generator = torch.Generator().manual_seed(5)
+        for length in (33, 16, 50):
+            embeds_BLH = torch.randn(1, length, 128, generator=generator)
+            decoder.read(embeds_BLH, torch.arange(length)[None], cache.open_rows(1, length))
+        found.append([decoder.step([21, 22, 23], cache.open_step()) for _ in range(4)])
+    for one, other in zip(*found, strict=True):
+        assert not torch.equal(one, other), "both were computed in the same way"
+        assert (one - other).norm() / other.norm() < 0.01
+
+
+def cache_with(model, keys_values: Tensor, dtype: torch.dtype, growth_tokens: int = 1) -> SlotCache:
+    """A cache whose rows hold `[2, layers, B, N, S, D]`; without room for more than the next token."""
+    _, layers, rows, heads, length, width = keys_values.shape
+    cache = SlotCache(
+        num_layers=layers,
+        num_heads=heads,
+        head_dim=width,
+        max_rows=rows,
+        max_tokens=length + 8,
+        growth_tokens=growth_tokens,
+        dtype=dtype,
+    )
+    window = cache.open_rows(rows, length)
+    for layer in range(layers):
+        window.update(keys_values[0, layer].to(dtype), keys_values[1, layer].to(dtype), layer)
+    return cache
+
+
+def exact_step(model, tokens: list[int], keys_values: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits in float64 but for norms and routers, and by how much each row's last expert was preferred to the next.
+
+    The latter is the least of all layers, a difference of logarithms; rounding may turn a small one round.
+    """
+    margins: list[Tensor] = []
+
+    def watch(gate, _inputs, outputs) -> None:
+        scores = outputs[2].log().sort(dim=-1, descending=True).values
+        margins.append(scores[:, gate.top_k - 1] - scores[:, gate.top_k])
+
+    model = copy.deepcopy(model).double()
+    for module in model.model.modules():
+        if isinstance(module, Gate):
+            module.register_forward_hook(watch)
+    step = cache_with(model, keys_values, torch.float64).open_step()
+    embeds_B1H = model.model.embed_tokens(torch.tensor(tokens)[:, None])
+    hidden, _ = model.model.decode(embeds_B1H, step.position_ids_B1, step.mask_B11S, step)
+    margin = torch.stack(margins).amin(dim=0) if margins else torch.full((len(tokens),), torch.inf)
+    return model.lm_head(hidden[:, -1]), margin
+
+
+@needs_library
+@pytest.mark.parametrize("changes", CHANGES)
+@torch.inference_mode()
+def test_steps_are_no_farther_from_float64_than_torchs(changes, library, monkeypatch):
+    model = model_of(changes)
+    decoders = []
+    for each in (lambda: library, refuse):
+        monkeypatch.setattr(rounded_decoder, "load", each)
+        decoders.append(RoundedDecoder(model, 128))
+    errors: tuple[list[Tensor], list[Tensor]] = ([], [])
+    generator = torch.Generator().manual_seed(3)
+    layers = len(model.model.layers)
+    for rows in (1, 7, 16, 16, 16):
+        keys_values = torch.randn(2, layers, rows, 2, 40, 64, generator=generator).bfloat16()
+        tokens = torch.randint(20, 200, (rows,), generator=generator).tolist()
+        expected, margin = exact_step(model, tokens, keys_values)
+        for found, decoder in zip(errors, decoders, strict=True):
+            logits = decoder.step(tokens, cache_with(model, keys_values, torch.bfloat16).open_step())
+            error = (logits - expected).norm(dim=1) / expected.norm(dim=1)
+            # Where experts are as good as equal, rounding chooses, with torch too.
+            found.append(error[margin > CLEAR_MARGIN])
+    compiled, plain = (torch.cat(each) for each in errors)
+    assert len(compiled) > 40
+    assert compiled.max() < 0.02
+    assert compiled.median() < 1.25 * plain.median()
+    assert compiled.square().mean() < 1.5 * plain.square().mean()
+
+
+@needs_library
+@pytest.mark.parametrize(("rows", "length"), [(1, 1), (9, 15), (16, 16), (5, 31), (3, 127)])
+@torch.inference_mode()
+def test_a_step_that_fills_the_cache_writes_its_own_cells_alone(rows, length, compiled):
+    model = model_of({})
+    keys_values = torch.randn(2, len(model.model.layers), rows, 2, length, 64).bfloat16()
+    cache = cache_with(model, keys_values, torch.bfloat16)
+    window = cache.open_step()
+    assert cache.capacity == length + 1
+    window.storage[..., -1, :] = float("nan")
+    logits = RoundedDecoder(model, 256).step([20 + row for row in range(rows)], window)
+    assert logits.isfinite().all()
+    assert torch.equal(window.storage[..., :-1, :], keys_values)
+    assert window.storage.isfinite().all()
+
+
+@needs_library
+@torch.inference_mode()
+def test_rows_that_are_not_fed_stay_as_they_are(compiled):
+    model = model_of({})
+    cache = cache_of(model, 4, torch.bfloat16)
+    decoder = RoundedDecoder(model, 64)
+    decoder.read(torch.randn(3, LENGTH, 128), torch.arange(LENGTH).expand(3, -1), cache.open_rows(3, LENGTH))
+    cache.close_row(0)
+    window = cache.open_step()
+    window.storage[:, :, 2:] = 7
+    decoder.step([21, 22], window)
+    assert (window.storage[:, :, 2:] == 7).all()
+
+
+@needs_library
+@pytest.mark.parametrize("broken", ["cells", "rows", "hidden", "tables", "dtype", "layers"])
+@torch.inference_mode()
+def test_what_does_not_fit_is_not_handed_to_the_library(broken, compiled):
+    model = model_of({})
+    step = RoundedDecoder(model, 64)._compiled
+    layers = len(model.model.layers) - (broken == "layers")
+    keys_values = torch.randn(2, layers, 2, 2, 5, 64).bfloat16()
+    dtype = torch.float32 if broken == "dtype" else torch.bfloat16
+    window = cache_with(model, keys_values, dtype).open_step()
+    if broken == "cells":
+        window.cells[1] = 6
+    x_BH = torch.randn(3 if broken == "rows" else 2, 64 if broken == "hidden" else 128)
+    table_BD = torch.ones(len(x_BH), 32 if broken == "tables" else 64)
+    with pytest.raises(AssertionError):
+        step.run(x_BH, table_BD, table_BD, window)
+
+
+@needs_library
+@torch.inference_mode()
+def test_a_row_is_what_it_is_alone_and_one_that_is_no_number_spoils_no_other(compiled):
+    model = model_of({})
+    decoder = RoundedDecoder(model, 64)
+    prompts_BLH = torch.randn(9, LENGTH, 128)
+    positions = torch.arange(LENGTH)
+
+    def step(rows):
+        cache = cache_of(model, len(rows), torch.bfloat16)
+        for row in rows:
+            decoder.read(prompts_BLH[row : row + 1].clone(), positions[None], cache.open_rows(1, LENGTH))
+        return decoder.step([30 + row for row in rows], cache.open_step())
+
+    together = step(range(9))
+    # The language head is torch's, whose sums depend on the number of rows.
+    assert torch.allclose(together[4], step([4])[0], rtol=0, atol=1e-5)
+    prompts_BLH[2, 3] = float("nan")
+    spoilt = step(range(9))
+    assert spoilt[2].isnan().all()
+    assert torch.equal(spoilt[[0, 1, 3, 4, 5, 6, 7, 8]], together[[0, 1, 3, 4, 5, 6, 7, 8]])
+
+
+@needs_library
+@pytest.mark.parametrize("changes", [{"hidden_size": 32}, {"moe_intermediate_size": 24}])
+def test_other_shapes_are_computed_without_the_library(changes, compiled):
+    model = model_of(changes)
+    assert RoundedDecoder(model, 64).steps == "torch (other shapes)"
+    ids_BL, tokens_SB = torch.randint(20, 200, (2, LENGTH)), torch.randint(20, 200, (STEPS, 2))
+    pairs = zip(logits_of_model(model, ids_BL, tokens_SB), logits_rounded(model, ids_BL, tokens_SB), strict=True)
+    for expected, found in pairs:
+        assert (found - expected).norm() / expected.norm() < 0.02
+
+
+def layer_of(**changes) -> LayerWeights:
+    sizes = {"hidden": 64, "width": 64, "experts": 4, "parts": 4} | changes
+    hidden, width = sizes["hidden"], sizes["width"]
+    experts = sizes["experts"]
+    return LayerWeights(
+        qkv=torch.zeros(3 * hidden, hidden),
+        out=torch.zeros(hidden, hidden),
+        gate_up=torch.zeros(2 * width, hidden),
+        down=torch.zeros(hidden, width),
+        router=torch.zeros(experts, hidden) if experts else None,
+        parts=sizes["parts"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "head_dim", "fits"),
+    [
+        ({}, 64, True),
+        ({}, 32, False),
+        ({"hidden": 96}, 64, False),
+        ({"width": 80, "parts": 4}, 64, False),
+        ({"experts": 17, "parts": 20, "width": 320}, 64, False),
+        ({"parts": 33, "width": 33 * 16}, 64, False),
+        ({"experts": 5}, 64, False),
+        ({"experts": 0}, 64, False),
+        ({"experts": 0, "parts": 1}, 64, True),
+        ({"hidden": 128}, 64, False),
+    ],
+)
+def test_shapes_that_the_library_takes(changes, head_dim, fits):
+    assert can_compile([layer_of(), layer_of(**changes)], head_dim) is fits
+
+
+@pytest.mark.parametrize("name", ["qkv", "out", "gate_up", "down", "router"])
+def test_matrices_that_do_not_belong_together_are_not_taken(name):
+    layer = layer_of()
+    assert not can_compile([replace(layer, **{name: getattr(layer, name)[:, :-16]})], 64)
+
+
+def test_there_is_none_where_none_was_built(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    with pytest.raises(NoLibraryError, match="not built"):
+        compiled_step.load(tmp_path / "decode_step.so")
+
+
+def test_a_file_that_is_no_library_is_not_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    path = tmp_path / "decode_step.so"
+    path.write_bytes(b"no library")
+    with pytest.raises(NoLibraryError, match="cannot be loaded"):
+        compiled_step.load(path)
+
+
+def test_a_processor_without_such_numbers_loads_none(tmp_path, monkeypatch):
+    path = tmp_path / "decode_step.so"
+    path.write_bytes(b"would fail if it were looked at")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("was loaded"))
+    with pytest.raises(NoLibraryError, match="AVX-512"):
+        compiled_step.load(path)
+
+
+@needs_library
+def test_another_versions_library_is_not_called(tmp_path, monkeypatch):
+    path = tmp_path / "decode_step.so"
+    step_library.build(path)
+    monkeypatch.setattr(compiled_step, "VERSION", compiled_step.VERSION + 1)
+    with pytest.raises(NoLibraryError, match="another version"):
+        compiled_step.load(path)
+
+
+@needs_library
+def test_a_decoder_says_how_it_steps(compiled):
+    assert RoundedDecoder(model_of({}), 64).steps == "compiled"
+
+
+def test_a_decoder_says_why_its_steps_are_torchs(monkeypatch):
+    monkeypatch.setattr(rounded_decoder, "load", refuse)
+    assert RoundedDecoder(model_of({}), 64).steps == "torch (not built)"

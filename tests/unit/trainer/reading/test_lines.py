@@ -1,0 +1,61 @@
+"""The trainer reads what it is unsure of once more, as the service does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from shared.contract.answer import FinishReason
+from shared.contract.confidence import score_tokens
+from shared.deepseek_ocr.forms import PageViews
+from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
+from shared.images.canvases import MOST_LINES, Strip
+from trainer.reading.generation import Generated
+from trainer.reading.lines import read_lines
+
+DOUBTFUL = 20
+LARGER = 100
+"""What the darkness of enlarged strips is more than that of the strip in their place."""
+
+
+def strip_of(number: int) -> Strip:
+    box = (5, 30 * number, 90, 30 * number + 20)
+    return Strip(0, number, box, (box,), np.full((24, 200), number, np.uint8))
+
+
+def numbers_on(view: PageViews) -> list[int]:
+    column = view.global_view_HWC[:, view.global_view_HWC.shape[1] // 2, 0]
+    return list(dict.fromkeys(int(value) for value in column if value < 127))
+
+
+def test_second_look_leaves_out_canvases_that_were_read_surely():
+    asked: list[int] = []
+
+    def line_of(number: int) -> str:
+        if number >= LARGER:
+            return f"again {number - LARGER}"
+        return f"{'blurred' if number == DOUBTFUL else 'line'} {number}"
+
+    def read(views: Sequence[PageViews]) -> list[Generated]:
+        answers = []
+        for view in views:
+            numbers = numbers_on(view)
+            asked.extend(numbers)
+            text = "\n".join(map(line_of, numbers))
+            lines = text.splitlines(keepends=True)
+            logs = [-1.4 if line.startswith("blurred") else -0.001 for line in lines for _ in line]
+            scores = score_tokens([letter.encode() for letter in text], logs)
+            answers.append(Generated(text, len(text), FinishReason.STOP, scores))
+        return answers
+
+    strips = [strip_of(number) for number in range(25)]
+
+    def enlarge() -> list[Strip]:
+        return [replace(strip, pixels_HW=strip.pixels_HW + LARGER) for strip in strips]
+
+    answer = read_lines(strips, NANO_GEOMETRY, read, enlarge)
+    assert [n - LARGER for n in asked if n >= LARGER] == list(range(MOST_LINES, 25))
+    assert answer.text.splitlines()[DOUBTFUL] == f"again {DOUBTFUL}"
+    assert answer.text.splitlines()[0] == "line 0"
