@@ -330,7 +330,9 @@ async def test_documents_share_one_process_and_the_one_that_waits_longest_is_evi
             *(pool.decode(document, page_task(at)) for at in range(1, 4) for document in (slow, *others))
         )
         assert [page.page for page in pages] == [2, 2, 2, 3, 3, 3, 4, 4, 4]
-        assert (slow.num_sent, quick.num_sent, restarts) == (4, 1, [])
+        # At most once a page; turns are shared by time, so that a document may have two in a row.
+        assert 2 <= slow.num_sent <= 4
+        assert (quick.num_sent, restarts) == (1, [])
 
 
 async def test_document_with_a_free_process_evicts_none() -> None:
