@@ -33,6 +33,8 @@ SAMPLE = ROOT / "docs" / "samples" / "sample-block.png"
 LARGEST_API_BYTES = 2_000_000_000
 WRITABLE = ("proc", "sys", "dev", "run", "tmp", HOME.lstrip("/"))
 """What stays writable where the root is not: volumes and /tmp."""
+OUTPUT, ERRORS = "/tmp/output", "/tmp/errors"
+"""In a container."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,12 @@ class Image:
     def run(
         self, command: Sequence[str], port: int | None = None, timeout_s: float = 60
     ) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            self.command(command, port), capture_output=True, text=True, check=False, timeout=timeout_s
-        )
+        # Through files: what buildah passes on from a command that ends at once may be lost on a busy machine.
+        kept = ["sh", "-c", f'exec "$@" >{OUTPUT} 2>{ERRORS}', "sh", *command]
+        done = subprocess.run(self.command(kept, port), capture_output=True, text=True, check=False, timeout=timeout_s)
+        root = self.root()
+        output, errors = ((root / name.removeprefix("/")).read_text() for name in (OUTPUT, ERRORS))
+        return subprocess.CompletedProcess(command, done.returncode, output, errors + done.stderr)
 
     def root(self) -> Path:
         """The container's files."""
