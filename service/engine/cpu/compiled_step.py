@@ -1,4 +1,4 @@
-"""Steps of the rounded decoder in one call of compiled code, where somebody has built it.
+"""Steps of the rounded decoder in one call of compiled code, where its library was built.
 
 Owns how the library is called; `step_library` builds it, and the arithmetic is in `decode_step.c`. A step of a small
 model starts some 200 operations, which takes nearly as long as their numbers. Without the library steps are torch's.

@@ -41,7 +41,7 @@ def build(path: Path = LIBRARY, compiler: str = "cc") -> None:
     """
     partial = path.with_suffix(".partial")
     command = [compiler, *FLAGS, "-o", str(partial), str(SOURCE), "-lm"]
-    subprocess.run(command, check=True)  # noqa: S603 - the compiler that whoever installs this names
+    subprocess.run(command, check=True)  # noqa: S603 - the compiler that the caller names
     partial.replace(path)
 
 
@@ -63,7 +63,7 @@ def build_where_useful(path: Path = LIBRARY, compiler: str = "cc") -> str:
         compiler: As for `build`.
 
     Returns:
-        A line for whoever installs this; empty if there is nothing to say.
+        A line to print; empty if there is nothing to say.
     """
     if not gains_here() or (path.is_file() and path.stat().st_mtime > SOURCE.stat().st_mtime):
         return ""
