@@ -108,7 +108,7 @@ def cache_with(model, keys_values: Tensor, dtype: torch.dtype, growth_tokens: in
 
 
 def exact_step(model, tokens: list[int], keys_values: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits in float64, with norms and routers in float32, and by how much each row's last expert was preferred to the next.
+    """Logits in float64 (norms, routers: float32), and by how much each row's last expert was preferred to the next.
 
     The latter is the least of all layers, a difference of logarithms; rounding may turn a small one round.
     """
