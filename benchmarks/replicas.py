@@ -30,6 +30,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.demo_loop import service
 from benchmarks.online import NANO, Load, load_from, measures_of, pages_of, size_of
 from benchmarks.origin import card_name, command, keep, origin
+from service.config import ServiceSettings
+
+WHOLE = ServiceSettings.model_fields["gpu_memory_fraction"].default
+"""Of a card's memory, that its services have together."""
 
 
 @contextlib.contextmanager
@@ -62,7 +66,7 @@ def services(cards: int, per_card: int, model: str, device: str, settings: Mappi
         for number in range(cards * per_card):
             (volume := folder / f"volume{number}").mkdir()
             # A share counts what is used already: the services on a card start one after another.
-            share = {"GPU_MEMORY_FRACTION": str(0.9 * (number % per_card + 1) / per_card)}
+            share = {"GPU_MEMORY_FRACTION": str(WHOLE * (number % per_card + 1) / per_card)}
             with one_card(number // per_card if device == "cuda" else None):
                 given = {**chosen, **share, **settings}
                 running = stack.enter_context(service(volume, folder / f"{number}.log", **given))

@@ -237,7 +237,8 @@ class _LinesReading:
             if self._is_beyond_limit(read, num_tokens):
                 break
             shown.add(read.strip.row)
-        strips = [strip for strip in strips if strip.row in shown & unsure]
+        rows = shown & unsure
+        strips = [strip for strip in strips if strip.row in rows]
         self._second = second = _LinesReading(
             strips, self._geometry, self._max_new_tokens, self._read, em_px=LARGE_EM_PX
         )

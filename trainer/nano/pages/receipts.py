@@ -65,13 +65,13 @@ class _Roll:
             Cell(value, page.left, page.width, "right", face),
         )
 
-    def cells(self, texts: Sequence[str], shares: Sequence[float], first: str = "left") -> bool:
+    def cells(self, texts: Sequence[str], shares: Sequence[float]) -> bool:
         """Columns from left to right; each but the first is set to the right."""
         total, x, cells = sum(shares), float(self.page.left), []
         for i, (text, share) in enumerate(zip(texts, shares, strict=True)):
             width = self.page.width * share / total
             if text:
-                cells.append(Cell(self.cased(text), round(x), round(width) - 4, first if i == 0 else "right"))
+                cells.append(Cell(self.cased(text), round(x), round(width) - 4, "left" if i == 0 else "right"))
             x += width
         return self.rows.add(*cells)
 
