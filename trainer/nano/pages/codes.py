@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Final
 
-from trainer.nano.corpus.synthetic_text import filled, iban, phone
+from trainer.nano.corpus.synthetic_text import any_line, filled, iban, phone, random_string
 from trainer.nano.pages.blocks import Block, FixedLines
 from trainer.nano.pages.render import PageRenderer, RenderedPage, Tier
 
@@ -30,6 +30,21 @@ class CodeRenderer(PageRenderer):
 
     def _content(self, tier: Tier) -> Iterator[Block]:
         return iter([FixedLines((code_text(self._rng),)) for _ in range(3)])
+
+
+class StringRenderer(PageRenderer):
+    """Renders images of any tier with codes, random strings and other lines that no language helps to read."""
+
+    def _content(self, tier: Tier) -> Iterator[Block]:
+        del tier
+        while True:
+            kind = self._rng.random()
+            if kind < 0.4:
+                yield FixedLines((code_text(self._rng),))
+            elif kind < 0.8:
+                yield FixedLines((random_string(self._rng),))
+            else:
+                yield FixedLines((any_line(self._rng, self._corpus),))
 
 
 def code_text(rng: Random) -> str:

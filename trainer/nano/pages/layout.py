@@ -242,7 +242,7 @@ def place_line(
     x += slack if align == "right" else slack // 2 if align == "center" else 0
     baseline = column.y + glyphs.ascent
     column.sheet.place(line.ink, x - line.origin, baseline - line.baseline)
-    _mark(column.sheet, text, glyphs, x, baseline - round(0.3 * glyphs.size_px), line.width)
+    _mark(column.sheet, text, glyphs, style.spacing, x, baseline - round(0.3 * glyphs.size_px), line.width)
     if style.strokes and rng.random() < style.strokes:
         thickness = max(glyphs.size_px // 16, 1)
         y = baseline + max(glyphs.size_px // 9, 2) if rng.random() < 0.8 else baseline - glyphs.size_px // 4
@@ -250,16 +250,16 @@ def place_line(
     column.y += max(round(glyphs.size_px * style.leading), 1)
 
 
-def _mark(sheet: Sheet, text: str, glyphs: Glyphs, x: int, y: int, width: int) -> None:
+def _mark(sheet: Sheet, text: str, glyphs: Glyphs, spacing: int, x: int, y: int, width: int) -> None:
     """Record the positions of a line's characters; extra width was spread over its spaces."""
-    advances = [float(glyphs.width(character)) for character in text]
+    advances = [float(glyphs.width(character, spacing)) for character in text]
     natural, gaps = max(sum(advances), 1.0), text.count(" ")
     stretch = (width - natural) / gaps if gaps and width > natural else 0.0
     scale = 1.0 if stretch else width / natural
     passed = 0.0
     for character, advance in zip(text, advances, strict=True):
         if character != " ":
-            sheet.marks.append((x + round((passed + advance / 2) * scale), y, character))
+            sheet.marks.append((x + round((passed + (advance - spacing) / 2) * scale), y, character))
         passed += advance + (stretch if character == " " else 0.0)
 
 

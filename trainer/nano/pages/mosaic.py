@@ -103,7 +103,7 @@ class MosaicRenderer(PageRenderer):
         foot = self._foot(page) if rng.random() < 0.5 else ""
         bands: dict[Callable[[BandedPage], None], float] = {
             self._title: 0.1, self._prose: 0.15, self._columns: 0.3, self._letterhead: 0.12, self._table: 0.18,
-            self._form: 0.14, self._numbered: 0.06, self._side_box: 0.1, self._picture: 0.05,
+            self._form: 0.14, self._numbered: 0.06, self._side_box: 0.1, self._picture: 0.05, self._spaced: 0.1,
         }  # fmt: skip
         # Pages have a character: a few kinds of bands, not all.
         kinds = rng.sample(list(bands), rng.randint(2, 5))
@@ -306,6 +306,20 @@ class MosaicRenderer(PageRenderer):
             self._set(column, Paragraph(f"{caption}. {self._corpus.passage(rng).text[:160]}"), page.small, page)
             page.close([column], self._gap(page))
         page.y += page.small.glyphs.size_px
+
+    def _spaced(self, page: BandedPage) -> None:
+        """A few words in letters set apart, as magazines print names of sections and captions."""
+        rng = self._rng
+        style = rng.choice((page.style, page.small))
+        size = style.glyphs.size_px
+        words = self._corpus.words(rng, rng.randint(1, 8))
+        line = " ".join(words) if rng.random() < 0.5 else " ".join(words).upper()
+        style = replace(
+            style, spacing=max(round(size * rng.uniform(0.1, 0.8)), 1), align=rng.choice(("left", "center", "right"))
+        )
+        column = page.column(page.left, page.width)
+        self._set(column, FixedLines((line,)), style, page)
+        page.close([column], self._gap(page))
 
     def _foot(self, page: BandedPage) -> str:
         """Notes or a page number at the lower edge, read last."""

@@ -13,12 +13,13 @@ from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from trainer.nano.corpus.charset import SUPPORTED, shorten_runs
 from trainer.nano.corpus.corpus import Corpus
 from trainer.nano.fonts.library import FontLibrary
+from trainer.nano.pages.codes import StringRenderer
 from trainer.nano.pages.court import CourtRenderer
 from trainer.nano.pages.invoices import InvoiceRenderer
 from trainer.nano.pages.line_canvases import CanvasSample, LineCanvases
 from trainer.nano.pages.mosaic import MosaicRenderer, blank_page
 from trainer.nano.pages.receipts import ReceiptRenderer
-from trainer.nano.pages.render import SCANS, RenderedPage, Tier
+from trainer.nano.pages.render import SCANS, PageRenderer, RenderedPage, Tier
 from trainer.nano.pages.tables import TableRenderer
 from trainer.nano.pdf.pages import PdfPages, PdfSample
 from trainer.nano.training.pool import Drawing
@@ -31,6 +32,9 @@ CHARSET = {character: index for index, character in enumerate(sorted(SUPPORTED))
 SMALL_SHARE = 0.4
 """Share of images of several lines that are set in small print, which is learnt last and misread most."""
 SMALL_PX = (10, 18)
+STRING_TIERS = frozenset({Tier.LINE, Tier.FEW, Tier.BLOCK})
+STRING_SHARE = 0.2
+"""Share of their images with nothing but strings that cannot be guessed: most of what is left of their errors."""
 
 
 PAGES_OF_LINES = {
@@ -48,6 +52,7 @@ class Draw:
     ) -> None:
         library, texts = FontLibrary(fonts), Corpus(corpus)
         self._renderer = MosaicRenderer(library, texts, seed)
+        self._strings = StringRenderer(library, texts, seed)
         self._whole = {
             "mosaic": self._renderer.render_mosaic,
             "court": CourtRenderer(library, texts, seed).render_court,
@@ -97,12 +102,14 @@ class Draw:
         return page
 
     def _render(self, tier: Tier, longest: int) -> RenderedPage:
+        has_strings = tier in STRING_TIERS and self._rng.random() < STRING_SHARE
+        renderer: PageRenderer = self._strings if has_strings else self._renderer
         if tier == Tier.LINE:
-            return self._renderer.render(tier, max_characters=longest)
+            return renderer.render(tier, max_characters=longest)
         if tier in SCANS:
-            return self._renderer.render(tier)
+            return renderer.render(tier)
         is_small = self._rng.random() < SMALL_SHARE
-        return self._renderer.render(tier, size_px=SMALL_PX if is_small else None)
+        return renderer.render(tier, size_px=SMALL_PX if is_small else None)
 
 
 class MakeDraw:

@@ -1,4 +1,4 @@
-"""Converts a run's shards to the published checkpoint: 8-bit rows with scales, configuration and tokenizer."""
+"""Converts a run's shards to the published checkpoint: 8-bit rows with scales, draft head, configuration, tokenizer."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from shared.deepseek_ocr.checkpoint import save_checkpoint
+from shared.deepseek_ocr.draft_head import DRAFT_FILE, DraftHead, save_draft_head
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.nano_config import nano_config
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
@@ -33,9 +34,12 @@ def export_checkpoint(shards: Path, tokenizer: Path, out: Path) -> dict[str, int
     if known != expected:
         raise ValueError(f"{tokenizer} has {known} ids, nano's vocabulary has {expected}")
     model = DeepseekOcrForConditionalGeneration(config)
-    load_shards(model, shards)
+    head = DraftHead(config.text_config.hidden_size, config.text_config.rms_norm_eps)
+    run = load_shards(model, shards, {"draft": head})
     save_checkpoint(model, out, "int8")
+    if "draft" in run["heads"]:
+        save_draft_head(head, out)
     if tokenizer.resolve() != (out / TOKENIZER_FILE).resolve():
         shutil.copyfile(tokenizer, out / TOKENIZER_FILE)
-    names = ("config.json", "model.safetensors", TOKENIZER_FILE)
-    return {name: (out / name).stat().st_size for name in names}
+    names = ("config.json", "model.safetensors", DRAFT_FILE, TOKENIZER_FILE)
+    return {name: (out / name).stat().st_size for name in names if (out / name).is_file()}

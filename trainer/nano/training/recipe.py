@@ -35,6 +35,8 @@ class Recipe:
     gradient_clip: float = 1.0
     router_loss_weight: float = 0.01
     spotting_loss_weight: float = 0.2
+    draft_loss_weight: float = 0.1
+    """Little, as the decoder feels it as well; the head's own steps do not depend on it."""
     mild_share: float = 0.5
     """Share of batches that are degraded less than the curriculum says, down to not at all."""
     token_noise: float = 0.03
@@ -64,7 +66,7 @@ class Stage:
 
 
 LAST_MIX = {
-    "lines": 0.42, "line": 0.06, "few": 0.04, "block": 0.12, "half": 0.02, "page": 0.03, "crop": 0.06, "sheet": 0.02,
+    "lines": 0.38, "line": 0.09, "few": 0.05, "block": 0.12, "half": 0.02, "page": 0.03, "crop": 0.06, "sheet": 0.02,
     "mosaic": 0.03, "court": 0.02, "invoice": 0.03, "table": 0.03, "blank": 0.01, "pdf-page": 0.07, "pdf-cut": 0.04,
 }  # fmt: skip
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,22 +19,23 @@ from torch import Tensor, nn
 from shared.deepseek_ocr.loading import load_checkpoint
 
 SHARD_BYTES = 14 * 2**20
-HEAD_PREFIX = "spotter."
-"""Prefix of the keys of the second task's head, which is stored with the model in a run's shards."""
+Heads = Mapping[str, nn.Module]
+"""Modules that learn with the model and are stored with it in a run's shards, by the prefix of their keys."""
+HEAD_NAMES = ("spotter", "draft")
 
 
-def save_shards(model: nn.Module, folder: Path, run: dict[str, Any], head: nn.Module | None = None) -> None:
+def save_shards(model: nn.Module, folder: Path, run: dict[str, Any], heads: Heads = MappingProxyType({})) -> None:
     """Write the parameters as bfloat16 shards and `run.json`, replacing existing files one by one.
 
     `run.json` is written last and names the shards with their sizes, so that an incomplete write is detected. `run` is
-    further state; `head` is the second task's, to continue training it.
+    further state.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shards: list[dict[str, Tensor]] = [{}]
     filled = 0
     state = dict(model.state_dict())
-    if head is not None:
-        state.update({HEAD_PREFIX + name: value for name, value in head.state_dict().items()})
+    for prefix, head in heads.items():
+        state.update({f"{prefix}.{name}": value for name, value in head.state_dict().items()})
     for name, value in state.items():
         tensor = value.detach().to("cpu", torch.bfloat16).contiguous()
         size = tensor.numel() * 2
@@ -52,13 +55,13 @@ def save_shards(model: nn.Module, folder: Path, run: dict[str, Any], head: nn.Mo
     os.replace(part, folder / "run.json")
 
 
-def carry_on(model: nn.Module, folder: Path, head: nn.Module | None = None) -> dict[str, float]:
+def carry_on(model: nn.Module, folder: Path, heads: Heads = MappingProxyType({})) -> dict[str, float]:
     """Load the state of an earlier run: its shards, or a published checkpoint, whose 8-bit rows lose little.
 
     Args:
         model: gets the parameters.
         folder: a run's `shards`, or a checkpoint such as `shared/nano`.
-        head: gets the second task's head, if the folder has it.
+        heads: those that the folder has are loaded.
 
     Returns:
         Steps, seconds and pages of the runs so far, as far as known.
@@ -67,7 +70,7 @@ def carry_on(model: nn.Module, folder: Path, head: nn.Module | None = None) -> d
         ValueError: the folder holds neither, or its content is incomplete or another model's.
     """
     if (folder / "run.json").is_file():
-        run = load_shards(model, folder, head)
+        run = load_shards(model, folder, heads)
         return {name: run[name] for name in ("steps", "seconds", "pages")}
     if not (folder / "model.safetensors").is_file():
         raise ValueError(f"{folder} holds neither a run's shards (run.json) nor a checkpoint (model.safetensors)")
@@ -80,8 +83,10 @@ def carry_on(model: nn.Module, folder: Path, head: nn.Module | None = None) -> d
     return {}
 
 
-def load_shards(model: nn.Module, folder: Path, head: nn.Module | None = None) -> dict[str, Any]:
-    """Load what `save_shards` wrote into a model and, if it was saved, the second task's head; returns the run's state.
+def load_shards(model: nn.Module, folder: Path, heads: Heads = MappingProxyType({})) -> dict[str, Any]:
+    """Load what `save_shards` wrote into a model and those heads that were saved.
+
+    Returns the run's state, with the names of the heads that were loaded as `heads`.
 
     Raises `ValueError` if a shard is missing or incomplete, or the keys are not the model's.
     """
@@ -92,10 +97,14 @@ def load_shards(model: nn.Module, folder: Path, head: nn.Module | None = None) -
         if not path.is_file() or path.stat().st_size != size:
             raise ValueError(f"{path} is missing or not {size} bytes long: the checkpoint is torn, take an older one")
         state.update(load_file(path))
-    head_state = {name: state.pop(name) for name in list(state) if name.startswith(HEAD_PREFIX)}
-    if head is not None and head_state:
-        head.load_state_dict({name.removeprefix(HEAD_PREFIX): value for name, value in head_state.items()})
+    loaded = []
+    for prefix in HEAD_NAMES:
+        start = f"{prefix}."
+        saved = {name.removeprefix(start): state.pop(name) for name in list(state) if name.startswith(start)}
+        if prefix in heads and saved:
+            heads[prefix].load_state_dict(saved)
+            loaded.append(prefix)
     missing, unexpected = model.load_state_dict(state, strict=False)
     if missing or unexpected:
         raise ValueError(f"the checkpoint in {folder} is another model's: missing {missing}, unexpected {unexpected}")
-    return run
+    return {**run, "heads": loaded}

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from shared.contract.prompts import Task, prompt_for
+from shared.deepseek_ocr.draft_head import DraftHead
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from trainer.nano.training.augment import Degradation, cut_views
@@ -34,6 +35,8 @@ from trainer.nano.training.spotting import Spotter, label_squares
 
 NUM_CHARACTERS = 512
 """Logits of the spotting head; `draw.CHARSET` holds fewer."""
+DRAFTS = 2
+"""Tokens that the draft head learns to look ahead."""
 DRAWN_TIERS = frozenset(TIERS) - PDF_TIERS
 
 
@@ -67,14 +70,20 @@ class NanoTrainer:
         self.side_px = model.config.geometry_config().tile_px
         self.step = 0
         self.history: dict[str, float] = {}
-        self.spotter = Spotter(model.config.text_config.hidden_size, NUM_CHARACTERS).to(device)
+        text = model.config.text_config
+        self.spotter = Spotter(text.hidden_size, NUM_CHARACTERS).to(device)
+        self.draft = DraftHead(text.hidden_size, text.rms_norm_eps).to(device)
+        self._heads = {"spotter": self.spotter, "draft": self.draft}
         if paths.resume is not None:
-            self.history = carry_on(self.model, paths.resume, self.spotter)
-        for module in (self.model, self.spotter):
+            self.history = carry_on(self.model, paths.resume, self._heads)
+        for module in (self.model, *self._heads.values()):
             self.peers.start_alike(module)
         self.square_px = self.side_px // math.isqrt(tokens_in_view(model))
         self.optimizers = build_optimizers(
-            nn.ModuleList([model, self.spotter]), recipe.learning_rate, recipe.matrix_learning_rate, recipe.weight_decay
+            nn.ModuleList([model, self.spotter, self.draft]),
+            recipe.learning_rate,
+            recipe.matrix_learning_rate,
+            recipe.weight_decay,
         )
         self._mean = [parameter.detach().clone() for parameter in self.model.parameters()]
         self._base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
@@ -110,7 +119,8 @@ class NanoTrainer:
             token_noise: share of the answer's tokens that the decoder is fed wrongly.
 
         Returns:
-            Scalars: `loss`, `router`, `spotting`, `right`, `feature_size`.
+            Scalars: `loss`, `router`, `spotting`, `draft` (loss), `right`, `drafted` (right drafts in a row, on
+            average), `feature_size`.
         """
         ink, paper, answer_BT = (
             t.to(self.device, non_blocking=True) for t in (batch.ink_BHW, batch.paper_B4, batch.answer_BT)
@@ -128,15 +138,18 @@ class NanoTrainer:
             page_BPD, squares_BHWD = self._page_embeddings(globals_BHWC, tiles_BTHWC, batch.columns, batch.rows)
             spotting = self.spotter.loss(squares_BHWD.flatten(1, 2), labels.flatten(1, 2))
             fed_BT = spoil_tokens(answer_BT.clamp(min=0), token_noise, generator)
-            logits_BTV, router_loss = self._answer_logits(page_BPD, prompt, fed_BT)
+            logits_BTV, hidden_BTD, router_loss = self._answer_logits(page_BPD, prompt, fed_BT)
             cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1).float(), answer_BT.flatten(), ignore_index=-100)
+            draft, drafted = self._draft(hidden_BTD, fed_BT, answer_BT)
         known = answer_BT >= 0
         right = ((logits_BTV.argmax(-1) == answer_BT) & known).sum() / known.sum()
         return {
             "loss": cross_entropy,
             "router": router_loss,
             "spotting": spotting,
+            "draft": draft,
             "right": right.detach(),
+            "drafted": drafted.detach(),
             "feature_size": squares_BHWD.detach().float().square().mean().sqrt(),
         }
 
@@ -166,7 +179,22 @@ class NanoTrainer:
             parts.insert(0, with_line_breaks(squares))
         return torch.cat(parts, 1), squares
 
-    def _answer_logits(self, page_BPD: Tensor, prompt_K: Tensor, answer_BT: Tensor) -> tuple[Tensor, Tensor]:
+    def _draft(self, hidden_BTD: Tensor, fed_BT: Tensor, answer_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss of the drafted tokens, and how many are right in a row on average, by teacher forcing."""
+        losses = []
+        count = torch.zeros((), device=self.device)
+        right_BT = torch.ones_like(answer_BT, dtype=torch.bool)
+        embedded_BTD = self.model.model.embed_tokens(fed_BT)
+        for ahead in range(1, DRAFTS + 1):
+            # Place i has seen the tokens up to i + ahead - 1 and drafts the one after them.
+            hidden_BTD = self.draft(hidden_BTD[:, :-1], embedded_BTD[:, ahead - 1 : -1])
+            logits_BTV, target_BT = self.model.lm_head(hidden_BTD).float(), answer_BT[:, ahead:]
+            losses.append(F.cross_entropy(logits_BTV.flatten(0, 1), target_BT.flatten(), ignore_index=-100))
+            right_BT = right_BT[:, :-1] & (logits_BTV.argmax(-1) == target_BT)
+            count = count + right_BT.sum() / (target_BT >= 0).sum().clamp(min=1)
+        return torch.stack(losses).nan_to_num().mean(), count
+
+    def _answer_logits(self, page_BPD: Tensor, prompt_K: Tensor, answer_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         B = len(page_BPD)
         embed = self.model.model.embed_tokens
         start = torch.full((B, 1), self.tokenizer.bos_id, device=self.device)
@@ -175,7 +203,7 @@ class NanoTrainer:
         # Position i predicts token i + 1: from the prompt's last token on, except for the answer's last.
         kept = answer_BT.shape[1] + 1
         outputs = self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=kept)
-        return outputs.logits[:, :-1], outputs.aux_loss
+        return outputs.logits[:, :-1], outputs.last_hidden_state[:, -kept:-1], outputs.aux_loss
 
     def train_step(self, batch: Batch, severity: float, factor: float) -> dict[str, Tensor]:
         """One update; returns tensors, so that nothing waits for the device."""
@@ -184,9 +212,15 @@ class NanoTrainer:
                 group["lr"] = rate * factor
         prompt = self._prompts[self.step % len(self._prompts)]
         result = self.loss(batch, severity, prompt, self._generator, self.recipe.token_noise)
-        weights = {"loss": 1.0, "router": self.recipe.router_loss_weight, "spotting": self.recipe.spotting_loss_weight}
+        weights = {
+            "loss": 1.0,
+            "router": self.recipe.router_loss_weight,
+            "spotting": self.recipe.spotting_loss_weight,
+            "draft": self.recipe.draft_loss_weight,
+        }
         torch.stack([weight * result[name] for name, weight in weights.items()]).sum().backward()
-        self.peers.average_gradients([*self.model.parameters(), *self.spotter.parameters()])
+        trained = (self.model, *self._heads.values())
+        self.peers.average_gradients([parameter for module in trained for parameter in module.parameters()])
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.gradient_clip)
         for optimizer in self.optimizers:
             optimizer.step()
@@ -212,6 +246,7 @@ class NanoTrainer:
                 sums[f"{batch.tier}_{kind}_right"].append(result["right"])
                 sums[f"{batch.tier}_{kind}_loss"].append(result["loss"].detach())
                 sums[f"{batch.tier}_{kind}_spotting"].append(result["spotting"].detach())
+                sums[f"{batch.tier}_{kind}_drafted"].append(result["drafted"])
         return {name: round(torch.stack(values).mean().item(), 4) for name, values in sums.items()}
 
     def run(
@@ -287,7 +322,7 @@ class NanoTrainer:
             "config": self.model.config.to_dict(),
         }
         run = json.loads(json.dumps(run, default=str))
-        save_shards(self.model, self.paths.out / "shards", run, self.spotter)
+        save_shards(self.model, self.paths.out / "shards", run, self._heads)
         last = [parameter.detach().clone() for parameter in self.model.parameters()]
         self._put(self._mean)
         save_shards(self.model, self.paths.out / "shards-mean", run)

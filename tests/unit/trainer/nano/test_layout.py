@@ -1,5 +1,6 @@
 from random import Random
 
+import numpy as np
 import pytest
 
 from trainer.nano.fonts.glyphs import GlyphSet
@@ -54,6 +55,15 @@ def test_all_ink_of_a_line_arrives_on_the_sheet(glyphs, style):
     assert set_block(column, Paragraph("gypsum (jug)"), style, Random(1))
     assert column.sheet.is_border_blank()
     assert column.sheet.page().sum() == glyphs.draw("gypsum (jug)").ink.sum()
+
+
+def test_letters_set_apart_are_marked_where_they_are(glyphs):
+    column = column_of()
+    set_block(column, FixedLines(("ll ll",)), TextStyle(glyphs, glyphs, glyphs, spacing=16), Random(0))
+    inked = np.flatnonzero(column.sheet.page().any(axis=0))
+    letters = np.split(inked, np.flatnonzero(np.diff(inked) > 1) + 1)
+    middles = [(letter[0] + letter[-1]) / 2 for letter in letters]
+    assert [x for x, _, _ in column.sheet.marks] == pytest.approx(middles, abs=2)
 
 
 def test_ink_beyond_the_page_is_noticed(glyphs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 
 from shared.deepseek_ocr.checkpoint import save_checkpoint
+from shared.deepseek_ocr.draft_head import DraftHead
 from tests.support.drawings import blank, draw_blank
 from tests.unit.shared.deepseek_ocr.test_model_ocr2 import write_tokenizer
 from tests.unit.shared.deepseek_ocr.tiny_models import tiny_model
@@ -22,7 +24,7 @@ from trainer.nano.training.pool import RenderPool, Sample, build_batch
 from trainer.nano.training.recipe import CURRICULUM, TIERS, Recipe, learning_rate_factor, stage_at
 from trainer.nano.training.shards import carry_on, save_shards
 from trainer.nano.training.spotting import Spotter, label_squares
-from trainer.nano.training.trainer import spoil_tokens
+from trainer.nano.training.trainer import NanoTrainer, spoil_tokens
 
 
 def test_curriculum_meets_its_knots_and_mixes_between() -> None:
@@ -196,14 +198,40 @@ def test_a_run_carries_on_from_a_shipped_checkpoint(tmp_path: Path) -> None:
         torch.testing.assert_close(fresh.state_dict()[name], value, atol=0.02, rtol=0.01)
 
 
-def test_a_run_carries_on_with_the_second_tasks_head(tmp_path: Path) -> None:
+def test_a_run_carries_on_with_its_heads(tmp_path: Path) -> None:
     torch.manual_seed(0)
     saved, fresh = Spotter(16, 8), Spotter(16, 8)
+    drafting, untouched = DraftHead(16, 1e-6), DraftHead(16, 1e-6)
+    before = untouched.mix.weight.clone()
     torch.nn.init.normal_(saved.head.weight)
-    save_shards(tiny_model(), tmp_path, {"steps": 3, "seconds": 2, "pages": 1}, saved)
-    assert carry_on(tiny_model(), tmp_path, fresh)["steps"] == 3
+    save_shards(tiny_model(), tmp_path, {"steps": 3, "seconds": 2, "pages": 1}, {"spotter": saved})
+    assert carry_on(tiny_model(), tmp_path, {"spotter": fresh, "draft": untouched})["steps"] == 3
     torch.testing.assert_close(fresh.head.weight, saved.head.weight, atol=0.02, rtol=0.01)
-    assert carry_on(tiny_model(), tmp_path)["steps"] == 3  # the model alone, as an export takes it
+    assert torch.equal(untouched.mix.weight, before)  # a run before heads drafted has none
+    save_shards(tiny_model(), tmp_path, {"steps": 3, "seconds": 2, "pages": 1}, {"spotter": saved, "draft": drafting})
+    assert carry_on(tiny_model(), tmp_path, {"draft": untouched})["steps"] == 3
+    torch.testing.assert_close(untouched.mix.weight, drafting.mix.weight, atol=0.02, rtol=0.01)
+    assert carry_on(tiny_model(), tmp_path)["steps"] == 3
+
+
+def test_drafts_are_counted_up_to_the_first_that_is_wrong() -> None:
+    """Each token is the last one's successor, as the head says, but for one place."""
+    size, width = 16, 6
+    answer = torch.arange(1, width + 1).repeat(2, 1)
+    answer[1, 3] = 12
+    answer[1, 5] = -100
+    trainer = SimpleNamespace(
+        device=torch.device("cpu"),
+        draft=lambda hidden, embedded: embedded.roll(1, dims=-1) * 20 + hidden * 0,
+        model=SimpleNamespace(
+            model=SimpleNamespace(embed_tokens=torch.nn.Embedding.from_pretrained(torch.eye(size))),
+            lm_head=torch.nn.Identity(),
+        ),
+    )
+    loss, drafted = NanoTrainer._draft(trainer, torch.zeros(2, width, size), answer.clamp(min=0), answer)  # type: ignore[arg-type]
+    # Row 0: five and four. Row 1 (1 2 3 12 5): of four and three places, two (2, 3) and one (3) are right in a row.
+    assert drafted.item() == pytest.approx((5 + 2) / 9 + (4 + 1) / 7)
+    assert loss.item() > 1
 
 
 def test_spoiling_changes_a_share_of_the_tokens_and_brings_in_no_padding() -> None:
