@@ -161,6 +161,33 @@ def share_weights(folder: Path, like: str) -> None:
         shutil.copymode(folder / like, path)
 
 
+def weight_files(folder: Path) -> list[Path]:
+    """The files of a checkpoint's weights: one, or those that its index names.
+
+    Args:
+        folder: of a checkpoint.
+
+    Returns:
+        Files that exist, by name.
+
+    Raises:
+        CheckpointError: A file is missing, or the index is not one.
+    """
+    index = folder / INDEX_FILE
+    if not index.is_file():
+        files = [folder / WEIGHTS_FILE]
+    else:
+        try:
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            files = [folder / name for name in sorted(names)]
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise CheckpointError(f"{index} is not an index of shards") from error
+    missing = [path.name for path in files if not path.is_file()]
+    if missing:
+        raise CheckpointError(f"{folder}: missing files: {_name(missing)}")
+    return files
+
+
 def _fill(state: dict[str, Tensor], folder: Path) -> None:
     """Copy every tensor of the files into its slot, and check that none is missing or unknown."""
     slots = public_slots({name: tensor.shape for name, tensor in state.items()})
@@ -188,7 +215,7 @@ def _fill(state: dict[str, Tensor], folder: Path) -> None:
 
 def _read_tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     """Read the tensors of all files, and convert int8 rows back to floats."""
-    for path in _weight_files(folder):
+    for path in weight_files(folder):
         try:
             with safe_open(path, framework="pt") as file:
                 keys = set(file.keys())
@@ -208,17 +235,6 @@ def _dequantised(key: str, values: Tensor, scale: Tensor, path: Path) -> Tensor:
         return dequantise_rows(values, scale)
     except ValueError as error:
         raise CheckpointError(f"{path}: {key}: {error}") from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / INDEX_FILE
-    if not index.is_file():
-        return [folder / WEIGHTS_FILE]
-    try:
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-    except (ValueError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{index} is not an index of shards") from error
-    return [folder / name for name in sorted(names)]
 
 
 def _name(keys: set[str] | list[str]) -> str:

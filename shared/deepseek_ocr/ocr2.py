@@ -16,11 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import DeepseekOcr2Config, DeepseekOcr2ForConditionalGeneration
 from transformers.modeling_outputs import CausalLMOutput
 
-from shared.deepseek_ocr.checkpoint import MAX_NAMED_KEYS, CheckpointError
+from shared.deepseek_ocr.checkpoint import MAX_NAMED_KEYS, CheckpointError, weight_files
 from shared.deepseek_ocr.decoder import Decoder
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode
 from shared.deepseek_ocr.loss import loss_in_pieces
@@ -232,8 +233,10 @@ def load_ocr2(
         The model in evaluation mode.
 
     Raises:
-        CheckpointError: A value in config.json is not supported, or a tensor is missing or has the wrong shape.
+        CheckpointError: A file is missing or broken, a value in config.json is not supported, or a tensor is missing or
+            has the wrong shape.
     """
+    weight_files(folder)
     config = DeepseekOcr2Config.from_pretrained(folder, local_files_only=True)
     try:
         text_config(config), sam_config(config)
@@ -245,14 +248,19 @@ def load_ocr2(
         and importlib.util.find_spec("accelerate") is not None
         and torch.device(device).type == "cuda"
     )
-    loaded: Any = DeepseekOcr2Reader.from_pretrained(
-        folder,
-        config=config,
-        dtype=dtype,
-        local_files_only=True,
-        device_map={"": device} if straight else None,
-        output_loading_info=True,
-    )
+    try:
+        loaded: Any = DeepseekOcr2Reader.from_pretrained(
+            folder,
+            config=config,
+            dtype=dtype,
+            local_files_only=True,
+            device_map={"": device} if straight else None,
+            output_loading_info=True,
+            # Reported, as missing ones are; transformers' own error does not name them.
+            ignore_mismatched_sizes=True,
+        )
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     model, report = loaded
     absent = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
     if absent:

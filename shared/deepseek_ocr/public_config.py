@@ -53,6 +53,8 @@ _TEXT_NAMES = (
     "eos_token_id",
     "pad_token_id",
 )
+OWN_OCR2, TRANSFORMERS_OCR2 = "DeepseekOCR2ForCausalLM", "deepseek-community/DeepSeek-OCR-2"
+"""Class that the files of `deepseek-ai/DeepSeek-OCR-2` name, which have v1's `model_type`; the repository to take."""
 _WINDOW = "sliding_window_size"
 """Name of `answer_window` in Unlimited-OCR's file; others have none."""
 _TEXT_FIXED: dict[str, tuple[Any, ...]] = {
@@ -88,6 +90,11 @@ def config_from_public(
     Raises:
         ConfigError: A part is missing, or a value is not supported.
     """
+    if values.get("architectures") == [OWN_OCR2]:
+        raise ConfigError(
+            "config.json is DeepSeek-OCR-2's in the layout of its own code; take the layout of transformers, which "
+            f"{TRANSFORMERS_OCR2} has"
+        )
     language = _part(values, "language_config")
     widths = _part(_part(values, "vision_config"), "width")
     clip = _part(widths, "clip-l-14-224")

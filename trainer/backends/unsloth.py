@@ -14,9 +14,10 @@ from typing import Any
 from unsloth import FastVisionModel  # isort: skip - it changes what is imported after it
 
 import torch
+from safetensors import SafetensorError
 from unsloth_zoo.gradient_checkpointing import unsloth_offloaded_gradient_checkpoint
 
-from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
+from shared.deepseek_ocr.checkpoint import CheckpointError, read_config, weight_files
 from shared.deepseek_ocr.loading import find_checkpoint, load_checkpoint, load_tokenizer
 from shared.deepseek_ocr.registry import find_kind
 from trainer.backends.peft import check_adapter, quantise, recompute_layers, stack_experts
@@ -73,13 +74,17 @@ def adapt(request: AdapterRequest) -> AdaptedModel:
 
 
 def _load_adopted(folder: Path, request: AdapterRequest, adopter: str) -> tuple[Any, Any, Any]:
-    model, _ = FastVisionModel.from_pretrained(
-        str(folder),
-        load_in_4bit=request.in_4bit,
-        max_seq_length=request.max_length,
-        use_gradient_checkpointing=CHECKPOINTING if request.gradient_checkpointing else False,
-        dtype=torch.bfloat16,
-    )
+    weight_files(folder)
+    try:
+        model, _ = FastVisionModel.from_pretrained(
+            str(folder),
+            load_in_4bit=request.in_4bit,
+            max_seq_length=request.max_length,
+            use_gradient_checkpointing=CHECKPOINTING if request.gradient_checkpointing else False,
+            dtype=torch.bfloat16,
+        )
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{folder}: {error}") from error
     base = pkgutil.resolve_name(adopter)(model)
     return base, load_tokenizer(folder, base.config), base.geometry
 

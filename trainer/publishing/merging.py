@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,7 +23,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from shared.contract.shipped import local_model
-from shared.deepseek_ocr.checkpoint import CONFIG_FILE, INDEX_FILE, CheckpointError, read_config, share_weights
+from shared.deepseek_ocr.checkpoint import (
+    CONFIG_FILE,
+    INDEX_FILE,
+    CheckpointError,
+    read_config,
+    share_weights,
+    weight_files,
+)
 from shared.deepseek_ocr.loading import HUB_FILES, find_checkpoint
 from shared.deepseek_ocr.quantisation import SCALE_SUFFIX, dequantise_rows
 from shared.deepseek_ocr.registry import find_kind
@@ -104,9 +111,10 @@ def write_merged(base: Path, adapter: AdapterFolder, target: Path, dtype: str | 
     kind = find_kind(config.get("model_type"))
     if kind is None:
         raise CheckpointError(f"{base}: config.json has the unknown model_type {config.get('model_type')!r}")
+    shards = weight_files(base)
     target.mkdir(parents=True)
     if kind.names_are_tensors:
-        merged = _merge_files(base, adapter, target, DTYPES[dtype] if dtype else None)
+        merged = _merge_files(shards, adapter, target, DTYPES[dtype] if dtype else None)
         (target / CONFIG_FILE).write_text(json.dumps(_config(config, merged.dtype), indent=2) + "\n", encoding="utf-8")
     else:
         merged = _merge_model(base, adapter, target, dtype)
@@ -118,14 +126,13 @@ def write_merged(base: Path, adapter: AdapterFolder, target: Path, dtype: str | 
     return merged
 
 
-def _merge_files(base: Path, adapter: AdapterFolder, target: Path, dtype: torch.dtype | None) -> MergedWeights:
+def _merge_files(
+    shards: Sequence[Path], adapter: AdapterFolder, target: Path, dtype: torch.dtype | None
+) -> MergedWeights:
     rounding = _Rounding()
     found: dict[str, torch.dtype] = {}
     places: dict[str, str] = {}
     size_bytes = 0
-    shards = sorted(base.glob("*.safetensors"))
-    if not shards:
-        raise CheckpointError(f"{base} holds no safetensors files")
     for shard in shards:
         tensors: dict[str, Tensor] = {}
         for key, tensor in _read(shard):
@@ -140,7 +147,7 @@ def _merge_files(base: Path, adapter: AdapterFolder, target: Path, dtype: torch.
             size_bytes += tensors[key].nbytes
         save_file(tensors, target / shard.name, metadata={"format": "pt"})
     _check_found(adapter, found)
-    if (base / INDEX_FILE).is_file() or len(shards) > 1:
+    if shards[0].with_name(INDEX_FILE).is_file():
         index = {"metadata": {"total_size": size_bytes}, "weight_map": dict(sorted(places.items()))}
         (target / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     return MergedWeights(len(found), _name(next(iter(found.values()))), _ratio(rounding))

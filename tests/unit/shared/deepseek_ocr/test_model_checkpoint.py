@@ -127,6 +127,7 @@ def test_int8_without_scale_is_an_error(folder: Path):
         ("model.safetensors", None, "model.safetensors"),
         ("model.safetensors", "torn", "model.safetensors"),
         ("model.safetensors.index.json", "{}", "not an index"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "1.safetensors"}}', "missing files: 1.safetensors"),
     ],
 )
 def test_broken_files_are_named(folder: Path, name: str, content: str | None, message: str):
@@ -134,6 +135,13 @@ def test_broken_files_are_named(folder: Path, name: str, content: str | None, me
     if content is not None:
         (folder / name).write_text(content)
     with pytest.raises(CheckpointError, match=message):
+        load_model(folder)
+
+
+def test_the_layout_of_deepseek_ocr_2s_own_code_is_told_from_v1(folder: Path):
+    values = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(values | {"architectures": ["DeepseekOCR2ForCausalLM"]}))
+    with pytest.raises(CheckpointError, match="take the layout of transformers"):
         load_model(folder)
 
 

@@ -1,10 +1,12 @@
 """DeepSeek-OCR-2 through transformers' own class, at a tiny size with random weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import DeepseekOcr2Config, DeepseekOcr2ForConditionalGeneration
 
@@ -125,6 +127,37 @@ def test_loading_v1_gives_tokenizer_and_geometry(tmp_path: Path):
     assert loaded.model_id == "small"
     assert loaded.geometry == tiny_model().config.geometry_config()
     assert (loaded.tokenizer.bos_id, loaded.tokenizer.image_id) == (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.safetensors", None, "missing files: model.safetensors"),
+        ("model.safetensors", "torn", "header"),
+        ("model.safetensors.index.json", "{}", "not an index"),
+        ("model.safetensors.index.json", '{"weight_map": {"a": "1.safetensors"}}', "missing files: 1.safetensors"),
+    ],
+)
+def test_broken_files_are_named(folder: Path, tmp_path: Path, name: str, content: str | None, message: str):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    (broken / name).unlink(missing_ok=True)
+    if content is not None:
+        (broken / name).write_text(content)
+    with pytest.raises(CheckpointError, match=message):
+        load_checkpoint(broken)
+
+
+def test_missing_and_misshapen_tensors_are_named(folder: Path, tmp_path: Path):
+    broken = shutil.copytree(folder, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    del tensors["lm_head.weight"]
+    save_file(
+        tensors | {"model.layers.0.mlp.up_proj.weight": torch.zeros(3, 3)},
+        broken / "model.safetensors",
+        metadata={"format": "pt"},
+    )
+    with pytest.raises(CheckpointError, match=r"of another shape: lm_head\.weight, .*layers\.0\.mlp\.up_proj\.weight"):
+        load_checkpoint(broken)
 
 
 def test_other_models_are_refused_by_name(folder: Path, tmp_path: Path):

@@ -20,6 +20,7 @@ from shared.deepseek_ocr.checkpoint import save_checkpoint
 from tests.support.ocr2 import tiny_ocr2, write_ocr2
 from tests.support.tiny_model import tiny_model, tiny_tokenizer
 from trainer.backends.protocol import AdapterRequest
+from trainer.training.errors import TrainingCode, TrainingError
 from trainer.training.options import ATTENTION
 from trainer.training.targets import choose_modules
 
@@ -125,3 +126,15 @@ def test_layers_of_transformers_class_are_told_to_recompute(tmp_path, recomputed
     assert all(layer.gradient_checkpointing for layer in layers)
     assert not recomputed
     assert not adapted.keeps_logits
+
+
+@pytest.mark.parametrize("content", [None, "torn"])
+def test_broken_weights_are_the_users_error(tmp_path, recomputed, content):
+    adapt = importlib.import_module("trainer.backends.unsloth").adapt
+    folder = write_ocr2(tmp_path / "tiny", tiny_ocr2())
+    (folder / "model.safetensors").unlink()
+    if content:
+        (folder / "model.safetensors").write_text(content)
+    with pytest.raises(TrainingError) as caught:
+        adapt(request_of(folder, gradient_checkpointing=False))
+    assert caught.value.code == TrainingCode.MODEL_UNUSABLE

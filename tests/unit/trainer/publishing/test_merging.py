@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from shared.deepseek_ocr.checkpoint import INDEX_FILE, load_model, save_checkpoint
+from shared.deepseek_ocr.checkpoint import INDEX_FILE, CheckpointError, load_model, save_checkpoint
+from shared.deepseek_ocr.draft_head import DraftHead, save_draft_head
 from shared.deepseek_ocr.ocr2 import load_ocr2
 from tests.support.lora import merged as merged_by_hand
 from tests.support.lora import random_adapter, write_files
@@ -83,6 +84,25 @@ def test_shards_stay_shards_and_companions_come_along(tmp_path, adapter):
     assert index["weight_map"] == json.loads((base / INDEX_FILE).read_text())["weight_map"]
     (tmp_path / "merged" / "tokenizer.json").unlink()
     load_model(tmp_path / "merged")
+
+
+def test_a_base_without_one_of_its_shards_is_not_merged(tmp_path, adapter):
+    base = tmp_path / "base"
+    save_checkpoint(tiny_model(), base, "bfloat16")
+    write_shards(base)
+    last = "model-00002-of-00002.safetensors"
+    (base / last).unlink()
+    with pytest.raises(CheckpointError, match=f"missing files: {last}"):
+        write_merged(base, adapter, tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_other_weights_in_the_folder_are_left_out(tmp_path, adapter):
+    base = tmp_path / "base"
+    save_checkpoint(tiny_model(), base, "bfloat16")
+    save_draft_head(DraftHead(32, 1e-6), base)
+    write_merged(base, adapter, tmp_path / "merged")
+    assert [path.name for path in (tmp_path / "merged").glob("*.safetensors*")] == ["model.safetensors"]
 
 
 def test_a_model_of_transformers_is_merged_under_its_files_names(tmp_path, theirs):  # noqa: F811 - the fixture
