@@ -5,12 +5,9 @@ See `base.revision` in docs/adapters.md. Free of torch.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-from shared.contract.identity import weights_revision
-
-_COMMIT = re.compile(r"[0-9a-f]{40}")
+from shared.contract.identity import commit_of, downloaded_commit, weights_revision
 
 
 def base_revisions(checkpoint: str) -> frozenset[str]:
@@ -23,17 +20,6 @@ def base_revisions(checkpoint: str) -> frozenset[str]:
         Commit, SHA-256 or both; empty if neither is known, so that no adapter matches.
     """
     folder = Path(checkpoint)
-    if folder.is_dir():
-        # The Hub's client names the folder of a snapshot after the commit.
-        commit = folder.resolve().name
-        revision = weights_revision(folder)
-        return frozenset({revision} if revision else ()) | frozenset({commit} if _COMMIT.fullmatch(commit) else ())
-    # Imported here because it is slow, and a folder does not need it.
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        snapshot = Path(snapshot_download(checkpoint, allow_patterns=["config.json"], local_files_only=True))
-    except (LocalEntryNotFoundError, ValueError, OSError):
-        return frozenset()
-    return frozenset({snapshot.name} if _COMMIT.fullmatch(snapshot.name) else ())
+    is_folder = folder.is_dir()
+    known = (weights_revision(folder), commit_of(folder)) if is_folder else (downloaded_commit(checkpoint),)
+    return frozenset(revision for revision in known if revision)

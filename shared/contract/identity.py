@@ -1,6 +1,6 @@
 """Names of adapters and base models: `name`, `name@version`, and the revision of a base model.
 
-Pure, except for reading the weights that it fingerprints.
+Pure, except for reading the weights that it fingerprints and looking into the Hub's cache.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ MAX_VERSION = 999_999_999
 REVISION_PATTERN = r"^(?:[0-9a-f]{40}|[0-9a-f]{64})$"
 _NAME = re.compile(NAME_PATTERN)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _READ_BYTES = 1024 * 1024
 
 
@@ -90,3 +91,35 @@ def weights_revision(folder: Path) -> str | None:
             while chunk := file.read(_READ_BYTES):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def commit_of(folder: Path) -> str | None:
+    """Commit of a repository's snapshot, after which the Hub's client names its folder.
+
+    Args:
+        folder: Of any checkpoint.
+
+    Returns:
+        40 hexadecimal digits; None if the folder's name is no commit.
+    """
+    name = folder.resolve().name
+    return name if _COMMIT.fullmatch(name) else None
+
+
+def downloaded_commit(repository: str) -> str | None:
+    """Commit of a repository of the Hugging Face Hub that has been downloaded; asks nothing of the network.
+
+    Args:
+        repository: `owner/name`; any other text has no commit.
+
+    Returns:
+        40 hexadecimal digits; None if the cache has no such repository.
+    """
+    # Imported here because it is slow, and a folder does not need it.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return commit_of(Path(snapshot_download(repository, allow_patterns=["config.json"], local_files_only=True)))
+    except (LocalEntryNotFoundError, ValueError, OSError):
+        return None

@@ -68,7 +68,11 @@ def add_publish(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     what.add_argument(
         "--base", metavar="MODEL", help=f"base model: folder or repository; default: the run's, else {DEFAULT_MODEL}"
     )
-    what.add_argument("--base-revision", metavar="HEX", help="commit of the repository; else the weights' SHA-256")
+    what.add_argument(
+        "--base-revision",
+        metavar="HEX",
+        help="commit of the repository; default: the one downloaded, of a folder the weights' SHA-256",
+    )
     what.add_argument("--trained-on", type=Path, metavar="DIR", help="the prepared set; else what the run says")
     what.add_argument("--trained-on-sha256", metavar="HEX", help="fingerprint of other training data")
     what.add_argument("--trained-on-samples", type=positive, metavar="N", help="its number of samples")

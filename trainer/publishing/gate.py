@@ -15,7 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from shared.contract.identity import weights_revision
+from shared.contract.identity import downloaded_commit, weights_revision
 from shared.contract.manifest import (
     BaseIdentity,
     CodeVersion,
@@ -197,7 +197,8 @@ def base_identity(model: str, revision: str | None, measured: Measurement | None
 
     Args:
         model: A checkpoint's folder, or the name of a repository.
-        revision: Commit of the repository; None: the fingerprint of the weights.
+        revision: Commit of the repository; None: the fingerprint of the weights, of a repository the commit that has
+            been downloaded.
         measured: Results of the base model, whose record may have the fingerprint too.
 
     Returns:
@@ -210,7 +211,7 @@ def base_identity(model: str, revision: str | None, measured: Measurement | None
     if folder.is_dir():
         return _identity(folder.resolve().name, revision or weights_revision(folder))
     known = measured.reader.details.get(WEIGHTS_KEY) if measured else None
-    return _identity(model, revision or known)
+    return _identity(model, revision or known or downloaded_commit(model))
 
 
 def module_shapes(folder: Path) -> Mapping[str, tuple[int, int]] | None:

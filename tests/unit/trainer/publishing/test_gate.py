@@ -9,6 +9,7 @@ import json
 import numpy as np
 import pytest
 
+from service.adapters.base_revision import base_revisions
 from shared.contract.identity import weights_revision
 from shared.contract.manifest import TrainingData, parse_manifest
 from shared.contract.volume import AdapterVolume
@@ -229,6 +230,20 @@ def test_a_repository_is_named_with_its_commit(tmp_path, publish):
     assert manifest(tmp_path).base.model_id == "deepseek-ai/DeepSeek-OCR"
     assert publish("--base", "deepseek-ai/DeepSeek-OCR", before=record(weights="ef" * 32)) == 0
     assert manifest(tmp_path, 2).base.revision == "ef" * 32
+
+
+def test_a_repositorys_commit_is_that_of_its_download(tmp_path, publish, monkeypatch, capsys):
+    commit, cache = "12" * 20, tmp_path / "hub" / "models--deepseek-ai--DeepSeek-OCR"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert publish("--base", "deepseek-ai/DeepSeek-OCR") == 2
+    assert "--base-revision" in capsys.readouterr().err
+    (cache / "refs").mkdir(parents=True)
+    (cache / "refs" / "main").write_text(commit)
+    (cache / "snapshots" / commit).mkdir(parents=True)
+    (cache / "snapshots" / commit / "config.json").write_text("{}")
+    assert publish("--base", "deepseek-ai/DeepSeek-OCR") == 0
+    assert manifest(tmp_path).base.revision == commit
+    assert base_revisions("deepseek-ai/DeepSeek-OCR") == {commit}
 
 
 def digest(path):
