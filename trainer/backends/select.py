@@ -1,4 +1,4 @@
-"""Which backend a CUDA run uses: Unsloth where it is installed and knows the model, else plain PEFT.
+"""Which backend a CUDA run uses: Unsloth where it is installed and loads the model itself, else plain PEFT.
 
 Neither is imported before it is chosen.
 """

@@ -205,7 +205,9 @@ def choose_backend(options: TrainingOptions, device: str) -> Backend:
         raise TrainingError(
             TrainingCode.GPU_MISSING, "Unsloth only works on CUDA devices", "use --backend peft, which works anywhere"
         )
-    if options.backend == "peft" or not device.startswith("cuda"):
+    # Unsloth replaces the training step, which cannot be recorded then.
+    wants_plain = options.backend == "peft" or (options.backend == "auto" and options.cuda_graphs)
+    if wants_plain or not device.startswith("cuda"):
         from trainer.backends.peft import adapt
 
         return adapt

@@ -49,7 +49,9 @@ class TrainingOptions:
     forgetting_dataset: str | None = _option(None, "any source of general pages that must not get worse")
     output_dir: Path = _option(DEFAULT_OUTPUT, "the run's folder")  # noqa: RUF009 - a constant
     model: str = _option("shared/nano", "base model: folder or repository")
-    backend: str = _option("auto", "library that adds the adapter; auto: unsloth if possible, else peft", *BACKENDS)
+    backend: str = _option(
+        "auto", "library that adds the adapter; auto: unsloth for DeepSeek-OCR-2 on CUDA, else peft", *BACKENDS
+    )
     init_from: str | None = _option(None, "adapter to go on from: a run or a PEFT folder; rank and modules are its own")
     device: str = _option("auto", "auto, cpu, cuda or cuda:N")
     task: str = _option("free", "the prompt to train", *TASKS)

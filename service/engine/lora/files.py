@@ -118,7 +118,7 @@ def find_pairs(
         name = match[3]
         if name in _STACKED or name.startswith("mlp.experts."):
             if not takes_experts:
-                detail = "adapters of routed experts are not served; set adapter_experts"
+                detail = "adapters of routed experts are not served; set DEEPSYNTH_ADAPTER_EXPERTS"
                 raise AdapterError("target_not_allowed", f"{module[:120]!a}: {detail}")
             read = _read_experts
         else:

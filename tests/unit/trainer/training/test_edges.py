@@ -9,9 +9,10 @@ import pytest
 from tests.support.training import events, run_small, write_checkpoint, write_words
 from trainer.backends import peft, select
 from trainer.cli import main
+from trainer.commands.train import choose_backend
 from trainer.evaluation.seen import SEEN_FILE, SeenPages
 from trainer.training.errors import TrainingCode, TrainingError
-from trainer.training.options import make_options
+from trainer.training.options import TrainingOptions, make_options
 from trainer.training.output import run_folder
 
 
@@ -72,6 +73,16 @@ def test_limits_can_be_lifted_on_the_command_line():
     assert options.hub_model_id == "none"
     with pytest.raises(TrainingError, match="a whole number"):
         make_options({"lora-rank": "none"})
+
+
+@pytest.mark.parametrize("is_recorded", [False, True])
+def test_auto_never_takes_unsloth_where_steps_are_recorded(tmp_path, monkeypatch, is_recorded):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "deepseek_ocr2"}))
+    asked = []
+    monkeypatch.setattr("importlib.util.find_spec", asked.append)
+    options = TrainingOptions(model=str(tmp_path), cuda_graphs=is_recorded)
+    assert choose_backend(options, "cuda") is peft.adapt
+    assert asked == ([] if is_recorded else ["unsloth"])
 
 
 def test_cuda_graphs_need_a_gpu(place, capsys):

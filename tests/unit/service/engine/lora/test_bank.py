@@ -199,7 +199,7 @@ def test_what_cannot_be_served_is_refused_and_changes_nothing(reason, refused, h
 @pytest.mark.parametrize("module", ["layers.1.mlp.experts.0.gate_proj", "layers.1.mlp.experts.base_layer"])
 def test_routed_experts_are_refused_by_name(module):
     bank = bank_of()
-    with pytest.raises(AdapterError, match="set adapter_experts"):
+    with pytest.raises(AdapterError, match="set DEEPSYNTH_ADAPTER_EXPERTS"):
         bank.load(0, bank.pack(changed(GOOD, pair_of(f"base_model.model.model.{module}", (4, 32), (16, 4)))))
 
 
