@@ -54,7 +54,7 @@ import httpx
 
 from benchmarks.demo_loop import ROOT, DemoError, service
 from benchmarks.online import Load, Sent, send, text_page
-from benchmarks.origin import command, keep, origin
+from benchmarks.origin import TRAINING_PACKAGES, command, keep, origin
 from trainer.config import child_environment
 
 NANO = ROOT / "shared" / "nano"
@@ -752,7 +752,8 @@ def main() -> int:
             else:
                 failed.update([model] if row["faults"] else [])
                 say("\n".join(f"{model}: {fault}" for fault in row["faults"]) or f"{model}: the circle closes")
-                keep({"benchmark": "circle", "command": command(), **origin(plan.device), **row}, arguments.out)
+                source = origin(plan.device, TRAINING_PACKAGES)
+                keep({"benchmark": "circle", "command": command(), **source, **row}, arguments.out)
             if not arguments.keep:
                 shutil.rmtree(out / model, ignore_errors=True)
 

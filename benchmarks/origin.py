@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,9 @@ from trainer.evaluation.provenance import current_date, machine, package_version
 COMMIT_FILE = Path(__file__).with_name("COMMIT")
 """Has the commit, for a copy of the sources without its clone."""
 
+TRAINING_PACKAGES = ("unsloth", "unsloth_zoo", "bitsandbytes")
+"""Whose versions rows of training have as well, where they are installed."""
+
 
 def card_name(number: int) -> str:
     """A card's name for CUDA_VISIBLE_DEVICES, among those that this program may see."""
@@ -23,11 +26,12 @@ def card_name(number: int) -> str:
     return visible.split(",")[number] if visible else str(number)
 
 
-def origin(device: str) -> dict[str, Any]:
-    """Keys that every row has: card or processor, clock, driver, versions, commit and date."""
+def origin(device: str, packages: Sequence[str] = ()) -> dict[str, Any]:
+    """Keys that every row has: card or processor, clock, driver, versions, also of these packages, commit and date."""
     import torch
 
     versions = package_versions() | {"cuda": torch.version.cuda or "", "triton": version_of("triton")}
+    versions |= {name: version_of(name) for name in packages}
     return {
         "card": card(device),
         **_clocks(device),

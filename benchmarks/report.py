@@ -348,14 +348,19 @@ def _longest_texts(rows: Sequence[Row]) -> str:
 
 
 def _training_origin(rows: Sequence[Row]) -> str:
-    row = max(rows, key=lambda each: each["date"])
+    """A line for each commit and set of versions."""
     names = ("torch", "transformers", "peft", "unsloth")
-    versions: dict[str, str] = {}
-    for each in rows:
-        versions |= {name: each["versions"][name] for name in names if each["versions"].get(name)}
-    said = ", ".join(f"{name} {version}" for name, version in versions.items())
-    commands = "; ".join(f"`{each}`" for each in dict.fromkeys(each["command"] for each in rows))
-    return f"{row['card']}, {said}, commit {row['commit'][:10]}, {row['date'][:10]}; {commands}.\n"
+    runs: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        versions = ", ".join(f"{name} {row['versions'][name]}" for name in names if row["versions"].get(name))
+        runs.setdefault((row["commit"], versions), []).append(row)
+    lines = []
+    for (commit, versions), own in runs.items():
+        commands = "; ".join(f"`{each}`" for each in dict.fromkeys(row["command"] for row in own))
+        modes, date = ", ".join(dict.fromkeys(row["mode"] for row in own)), max(row["date"] for row in own)
+        of = f" ({modes})" if len(runs) > 1 else ""
+        lines.append(f"{own[0]['card']}, {versions}, commit {commit[:10]}, {date[:10]}{of}; {commands}.\n")
+    return "\n".join(lines)
 
 
 def picture(rows: Sequence[Row]) -> str | None:

@@ -58,13 +58,12 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.origin import command, origin, version_of
+from benchmarks.origin import TRAINING_PACKAGES, command, origin
 from shared.deepseek_ocr.geometry import count_vision_tokens
 from trainer.config import child_environment
 from trainer.training.graphs import GraphedLoss
 
 NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
-PACKAGES = ("unsloth", "unsloth_zoo", "bitsandbytes")
 IMAGE_TOKENS = {"ocr2": 257, "v1": 273}
 """Of a view of 1024 px, by model."""
 ROW_MARK = "ROW "
@@ -188,8 +187,7 @@ def _child(options: argparse.Namespace) -> int:
     shared["load_s"] = round(time.monotonic() - start_s, 1)
 
     def report(row: dict[str, Any]) -> None:
-        source = origin(options.device)
-        source["versions"] |= {name: found for name in PACKAGES if (found := version_of(name))}
+        source = origin(options.device, TRAINING_PACKAGES)
         print(ROW_MARK + json.dumps({"mode": trained.mode} | shared | row | source), flush=True)
 
     for place, mode in enumerate(options.modes):

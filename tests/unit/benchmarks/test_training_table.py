@@ -31,7 +31,15 @@ def test_ways_stand_beside_plain_peft_at_the_same_length():
     assert "| unsloth-cached | 4 | 512 | 120 | 4.00 x | 9 | 75% |" in table
     assert "| unsloth, compiled | 4 | 2048 | 500 | 1.20 x | 10 | 50% |" in table
     assert "999" not in table
-    assert "Card X, torch 2.11.0, peft 0.21.0, unsloth 2026.10.9, commit cccccccccc, 2026-11-22" in table
+    assert "Card X, torch 2.11.0, peft 0.21.0, commit cccccccccc, 2026-11-22 (plain, unsloth); `" in table
+    assert "Card X, torch 2.11.0, unsloth 2026.10.9, commit cccccccccc, 2026-11-22 (unsloth-cached); `" in table
+
+
+def test_each_commit_is_named_with_its_rows():
+    table = training_table([longest("plain", 6000, 6400), longest("unsloth", 36000, None) | {"commit": "d" * 40}])
+    assert "commit cccccccccc, 2026-11-22 (plain); `python benchmarks/training.py`." in table
+    assert "commit dddddddddd, 2026-11-22 (unsloth); `python benchmarks/training.py`." in table
+    assert "(plain)" not in training_table([longest("plain", 6000, 6400)])
 
 
 def test_what_did_not_fit_and_what_was_not_searched_to_its_end_are_said():
