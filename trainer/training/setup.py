@@ -6,6 +6,7 @@ import importlib.util
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +33,7 @@ from trainer.training.loop import PageTrainer
 from trainer.training.options import TrainingOptions
 from trainer.training.output import CACHE, rank
 from trainer.training.reward_options import RewardOptions
+from trainer.training.start import misfit
 from trainer.training.targets import choose_modules, touches_vision
 from trainer.training.validation import Checker, HeldOut, longest_answer
 
@@ -60,7 +62,7 @@ def adapter_request(options: TrainingOptions, device: torch.device) -> AdapterRe
     return AdapterRequest(
         checkpoint=options.model,
         device=device,
-        choose=lambda model: choose_modules(model, options.target_modules, with_vision=options.train_vision),
+        choose=partial(_choose, options),
         rank=options.lora_rank,
         alpha=options.lora_alpha,
         dropout=options.lora_dropout,
@@ -70,6 +72,15 @@ def adapter_request(options: TrainingOptions, device: torch.device) -> AdapterRe
         max_length=options.max_length,
         seed=options.seed,
     )
+
+
+def _choose(options: TrainingOptions, model: torch.nn.Module) -> tuple[str, ...]:
+    try:
+        return choose_modules(model, options.target_modules, with_vision=options.train_vision)
+    except TrainingError as error:
+        if options.init_from:
+            raise misfit(options.init_from) from error
+        raise
 
 
 def sample_reader(options: TrainingOptions, adapted: AdaptedModel, store: ImageStore) -> SampleReader:

@@ -82,6 +82,15 @@ def shaping_options(given: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
+def misfit(given: str) -> TrainingError:
+    """The error of an adapter to begin with that is for another base model."""
+    return TrainingError(
+        TrainingCode.OPTION_INVALID,
+        f"{given} does not fit the base model",
+        "give the one that it was trained on with --model",
+    )
+
+
 def begin_with(adapted: AdaptedModel, given: str) -> StartAdapter:
     """Copy an adapter's weights into a model's new adapter, which has its shape.
 
@@ -95,11 +104,7 @@ def begin_with(adapted: AdaptedModel, given: str) -> StartAdapter:
     try:
         load_adapter(adapted.model, place.folder)
     except TrainingError as error:
-        raise TrainingError(
-            TrainingCode.OPTION_INVALID,
-            f"{given} does not fit {adapted.base_name}",
-            "give the base model that it was trained on with --model",
-        ) from error
+        raise misfit(given) from error
     seen = run_folder(place.folder) / SEEN_FILE
     lines = seen.read_text(encoding="ascii").splitlines() if seen.is_file() else []
     return StartAdapter(place.folder, place.label, adapter.sha256, tuple(lines))

@@ -99,6 +99,12 @@ def test_another_base_model_and_no_adapter_are_refused(place, capsys, tmp_path):
     assert main(["train", "--init-from", str(wider), "--model", str(place / "model"), "--dataset-name",
                  str(place / "words"), "--output-dir", str(place / "run"), "--device", "cpu"]) == 2  # fmt: skip
     assert "does not fit" in capsys.readouterr().err
+    # DeepSeek-OCR-2's names.
+    save_file({key.replace("model.layers", "model.language_model.layers"): each for key, each in tensors.items()},
+              wider / "adapter_model.safetensors")  # fmt: skip
+    assert main(["train", "--init-from", str(wider), "--model", str(place / "model"), "--dataset-name",
+                 str(place / "words"), "--output-dir", str(place / "run"), "--device", "cpu"]) == 2  # fmt: skip
+    assert "does not fit" in capsys.readouterr().err
     assert main(["train", "--init-from", str(place / "none"), "--dataset-name", "x"]) == 2
     assert "there is no adapter" in capsys.readouterr().err
 
