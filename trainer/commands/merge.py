@@ -201,7 +201,7 @@ def _merge(
         _check_base(origin, base, revision)
         merged = write_merged(base, adapter, partial, options.dtype)
     except CheckpointError as error:
-        raise ReaderError(str(error)) from error
+        raise ReaderError(f"{error}; name another base [model_unusable]") from error
     pages = [sample for each in sets for sample in each.samples]
     device, reading = options.device or settings.device, reading_options(options)
     if reading.layout is ReadingLayout.AUTO:

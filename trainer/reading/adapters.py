@@ -148,14 +148,14 @@ def _check_fit(model: nn.Module, files: AdapterFolder) -> None:
         named = ", ".join(missing[:_NAMED_MODULES]) + (", ..." if len(missing) > _NAMED_MODULES else "")
         raise AdapterError(
             f"{len(missing)} of {len(files.modules)} adapted modules are not in the base model: {named}; "
-            "give the base model that the adapter was trained on (routed experts cannot be adapted)"
+            "give the base model that the adapter was trained on (routed experts cannot be adapted) [module_unknown]"
         )
     for name, (down, up) in files.modules.items():
         found, wanted = (down.shape[-1], up.shape[0]), (linear[name].in_features, linear[name].out_features)
         if found != wanted or down.shape[0] != up.shape[-1]:
             raise AdapterError(
                 f"{name} has {wanted[0]} inputs and {wanted[1]} outputs, the adapter is for {found[0]} and {found[1]}; "
-                "give the base model that it was trained on"
+                "give the base model that it was trained on [shape_mismatch]"
             )
 
 

@@ -69,7 +69,7 @@ def _load(checkpoint: str, device: str, threads: int) -> LoadedCheckpoint:
     try:
         return load_checkpoint(checkpoint, chosen, dtype)
     except CheckpointError as error:
-        raise ReaderError(str(error)) from error
+        raise ReaderError(f"{error}; name another checkpoint [model_unusable]") from error
 
 
 def _reader(
@@ -107,5 +107,5 @@ def choose_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ReaderError("there is no CUDA device here; use --device cpu")
+        raise ReaderError("there is no CUDA device here; use --device cpu [gpu_missing]")
     return device

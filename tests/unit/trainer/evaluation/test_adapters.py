@@ -87,6 +87,7 @@ def test_a_service_is_asked_for_both(tmp_path, evaluation_set):
         ("--adapter invoices@3", "--volume"),
         ("--adapter invoices@3 --volume {tmp}", "unknown_adapter"),
         ("--adapter {tmp}", "no PEFT folder"),
+        ("--model {tmp}", "[model_unusable]"),
     ],
 )
 def test_mistakes_with_adapters_are_one_line(tmp_path, checkpoint, evaluation_set, capsys, words, message):
