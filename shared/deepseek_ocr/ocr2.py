@@ -236,12 +236,12 @@ def load_ocr2(
         CheckpointError: A file is missing or broken, a value in config.json is not supported, or a tensor is missing or
             has the wrong shape.
     """
-    weight_files(folder)
     config = DeepseekOcr2Config.from_pretrained(folder, local_files_only=True)
     try:
         text_config(config), sam_config(config)
     except ConfigError as error:
         raise CheckpointError(f"{folder}: {error}") from error
+    weight_files(folder)
     # Straight to the device if accelerate is installed: 6.8 GB through the memory of a busy host took a minute.
     straight = (
         layers_device is None
