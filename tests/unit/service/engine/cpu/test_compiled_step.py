@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_not_handed_to_the_library(broken, compiled):
     x_BH = torch.randn(3 if broken == "rows" else 2, 64 if broken == "hidden" else 128)
     table_BD = torch.ones(len(x_BH), 32 if broken == "tables" else 64)
     with pytest.raises(AssertionError):
-        step.run(x_BH, table_BD, table_BD, window)
+        step.run(x_BH, table_BD, table_BD, window.storage, window.cells, [1, 1])
 
 
 @needs_library
