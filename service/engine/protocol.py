@@ -176,7 +176,7 @@ class EngineInfo:
     skips_padding: bool = False
     """Whether a low canvas of lines costs less than one that fills its view."""
     steps: str = ""
-    """How a CPU decodes canvases, for the log: `compiled`, with drafts or without, or `torch` and why; empty on a GPU."""
+    """How a CPU decodes canvases, for the log: `compiled`, and how many drafts, or `torch` and why; empty on a GPU."""
     adapter_slots: int = 0
     """Adapters that can be resident at once."""
     adapter_max_rank: int = 0

@@ -105,9 +105,7 @@ class _Decoder(ctypes.Structure):
 
 
 class _Room(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_void_p) for name in ("wide", "normed", "some", "factors", "scores", "chosen")
-    )
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("wide", "normed", "some", "factors", "scores", "chosen"))
 
 
 class _DraftHead(ctypes.Structure):
@@ -143,9 +141,7 @@ class CompiledStep:
         self._layers = (_Layer * len(described))(*described)
         heads = self._hidden // HEAD_DIM
         outputs = (None,) * 4 if head is None else self._describe_outputs(head)
-        self._decoder = _Decoder(
-            self._layers, *outputs, len(described), self._hidden, heads, self._vocabulary, eps
-        )
+        self._decoder = _Decoder(self._layers, *outputs, len(described), self._hidden, heads, self._vocabulary, eps)
         self._drafts = None if drafts is None else self._describe_drafts(drafts)
         self._room, self._room_tensors = _Room(), list[Tensor]()
         self._room_for = (0, 0)

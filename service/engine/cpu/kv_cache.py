@@ -52,7 +52,8 @@ class SlotCache:
     """Storage and lengths of all rows.
 
     Invariant: what a step reads of a row is finite, beyond its length as well, so that masked positions add exactly
-    nothing; a row that held NaN or infinity leaves none behind.
+    nothing; a row that held NaN or infinity leaves none behind. Tokens of `open_several` that are taken back may leave
+    some, as the decoder that takes its windows reads no cell beyond a token's own.
 
     Args:
         num_layers: Decoder layers.

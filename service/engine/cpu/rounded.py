@@ -34,9 +34,7 @@ class RoundedReader:
     decoder: RoundedDecoder
 
 
-def rounded_reader(
-    model: OcrModel, max_tokens: int, draft_head: DraftHead | None = None
-) -> RoundedReader | None:
+def rounded_reader(model: OcrModel, max_tokens: int, draft_head: DraftHead | None = None) -> RoundedReader | None:
     """Copy a model in bfloat16.
 
     Args:

@@ -43,8 +43,10 @@ from shared.deepseek_ocr.protocol import OcrModel
 
 MAX_EXPERTS = 8
 """All are computed for each token, so more of them would cost more than they save."""
-NUM_DRAFTS = 2
-"""Tokens that a step feeds besides a row's newest, where there is a head that drafts them."""
+MOST_DRAFTS, FEW_DRAFTING_ROWS = 2, 4
+"""Tokens that a step feeds with a row's newest, where there is a head that drafts them: as many for so few rows, one for
+more. A step of few tokens is bound by reading weights, one of more by its sums, so that a further draft has to be
+accepted more often to pay (`benchmarks/engine_settings.py drafts`)."""
 FEW_ROWS = 6
 """Products of so many rows at most have float16 weights. 2048 x 320, not in the cache, takes 1, 4, 8 and 16 rows 149,
 202, 237 and 379 us so, and 144 to 158 us in bfloat16; 320 x 320 12, 16, 21 and 38 us, and 31 to 34 us, most of which
@@ -123,7 +125,7 @@ class RoundedDecoder:
 
     Attributes:
         steps: `compiled`, with drafts or without, or `torch` and why, for the log.
-        num_drafts: Tokens that `draft` proposes for a row; 0: it cannot.
+        can_draft: Whether `step_several` and `draft` may be called.
     """
 
     def __init__(self, model: OcrModel, max_tokens: int, draft_head: DraftHead | None = None) -> None:
@@ -141,12 +143,12 @@ class RoundedDecoder:
         self._cos_PD, self._sin_PD = cos_PD.bfloat16(), sin_PD.bfloat16()
         self._exact_tables = cos_PD, sin_PD
         self._compiled: CompiledStep | None = None
-        self.num_drafts = 0
+        self.can_draft = False
         try:
             head = language_head(self._embeddings_VH, self._norm_H, model.lm_head.weight)
             self._compiled = _compiled_step(weights, self._head_dim, text.rms_norm_eps, head, draft_head)
-            self.num_drafts = NUM_DRAFTS if head and draft_head else 0
-            self.steps = f"compiled, {self.num_drafts} drafts" if self.num_drafts else "compiled"
+            self.can_draft = head is not None and draft_head is not None
+            self.steps = f"compiled, up to {MOST_DRAFTS} drafts" if self.can_draft else "compiled"
         except NoLibraryError as error:
             self.steps = f"torch ({error})"
 
@@ -201,7 +203,7 @@ class RoundedDecoder:
         return self._logits(x_BH)
 
     def step_several(self, tokens: Sequence[Sequence[int]], window: SeveralWindow) -> tuple[Tensor, Tensor]:
-        """Feed one token a row or more; only where `num_drafts` is not 0.
+        """Feed one token a row or more; only where `can_draft`.
 
         Args:
             tokens: Ids for each row, as many as the window has room for.
@@ -215,6 +217,10 @@ class RoundedDecoder:
         assert [len(each) for each in tokens] == list(window.counts)
         joined, positions_T = [token for each in tokens for token in each], torch.tensor(window.positions)
         return self._run(self._compiled, joined, positions_T, window.storage, window.cells, window.counts)
+
+    def drafts_for(self, rows: int) -> int:
+        """Tokens that are worth drafting for each of so many rows."""
+        return MOST_DRAFTS if rows <= FEW_DRAFTING_ROWS else 1
 
     def draft(self, states_BH: Tensor, newest: Sequence[int], count: int) -> list[list[int]]:
         """Propose tokens; see `CompiledStep.draft`."""

@@ -1,8 +1,9 @@
 """The runner in plain torch: encodes views, prefills prompts, decodes one token for every row.
 
 Owns the model, the cache's tensors and, for each slot, what the sampler keeps on a GPU: newest token, loop detector,
-guard of the second attempt, sampling parameters. Where tokens are drafted, a step checks them together with the newest. For CPUs, and for decoders that the GPU path does not know. Every call
-finishes its work before it returns, with one copy from the device. Used by the engine's single thread.
+guard of the second attempt, sampling parameters. Where a head drafts tokens, a step checks them together with the
+newest. For CPUs, and for decoders that the GPU path does not know. Every call finishes its work before it returns, with
+one copy from the device. Used by the engine's single thread.
 
 Shape letters: B rows, L tokens, V views, N tokens of a view, D decoder width, H and W pixels, C colours.
 """
@@ -286,7 +287,7 @@ class CpuRunner:
         num_drafted = 0
         for lane in self._lanes():
             drafting = self._rounded.decoder if self._rounded and lane is self._rounded_lane else None
-            if drafting and drafting.num_drafts:
+            if drafting and drafting.can_draft:
                 choices, num_drafted = self._launch_drafting(lane, drafting)
             else:
                 choices = [[choice] for choice in self._launch(lane)]
@@ -531,10 +532,9 @@ class CpuRunner:
 
 def _draft(rows: Sequence[_SlotState], decoder: RoundedDecoder) -> list[list[int]]:
     """Drafts for each row, for some none: a step chooses one token more than it is fed drafts."""
+    most = decoder.drafts_for(len(rows))
     counts = [
-        0
-        if row.newest_state_H is None or row.judge.can_ban or row.draw()
-        else min(decoder.num_drafts, row.judge.num_left - 1)
+        0 if row.newest_state_H is None or row.judge.can_ban or row.draw() else min(most, row.judge.num_left - 1)
         for row in rows
     ]
     drafting = [row for row, count in zip(rows, counts, strict=True) if count]

@@ -14,7 +14,7 @@ from torch import Tensor
 from service.engine.config import EngineLimits
 from service.engine.cpu import rounded_decoder, runner
 from service.engine.cpu.bands import PartialFeatures
-from service.engine.cpu.rounded_decoder import NUM_DRAFTS, RoundedDecoder
+from service.engine.cpu.rounded_decoder import FEW_DRAFTING_ROWS, RoundedDecoder
 from service.engine.cpu.runner import CpuRunner
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
@@ -75,11 +75,16 @@ def head_of(seed: int, width: int = WIDTH) -> DraftHead:
 
 
 def engine_of(
-    model, draft_head: DraftHead | None, rule: LoopRule = EASY_LOOPS, eos_id: int = TOKENIZER.eos_id
+    model,
+    draft_head: DraftHead | None,
+    rule: LoopRule = EASY_LOOPS,
+    *,
+    eos_id: int = TOKENIZER.eos_id,
+    batch_size: int = FEW_DRAFTING_ROWS,
 ) -> TorchEngine:
     # One prompt at a time, as those of a batch are rounded together.
     limits = EngineLimits(
-        batch_size=4,
+        batch_size=batch_size,
         max_new_tokens=48,
         max_sequence_tokens=96,
         prefill_tokens_per_step=1,
@@ -129,7 +134,9 @@ def read_all(engine: TorchEngine, joining: int = 2, cancelled: str = "") -> dict
     for event in events:
         if isinstance(event, SequenceDelta):
             texts[event.sequence_id] = texts.get(event.sequence_id, "") + event.text
-    ends = {event.sequence_id: event for event in events if not isinstance(event, SequenceDelta)}
+    ends: dict[str, SequenceEvent] = {
+        event.sequence_id: event for event in events if not isinstance(event, SequenceDelta)
+    }
     for name, end in ends.items():
         if isinstance(end, SequenceResult):
             assert texts.get(name, "") == end.text
@@ -184,7 +191,8 @@ class Watched:
 
 
 def watch(engine: TorchEngine, monkeypatch) -> Watched:
-    watched, made = Watched(), engine._runner
+    watched = Watched()
+    made: Any = engine._runner
     opened, launched, rewound, push = made.open, made.launch, made.rewind, TokenJudge.push
 
     def open_rows(rows) -> None:
@@ -242,7 +250,7 @@ def compare(
         without = watch(plain, patch)
         expected = {name: told(end) for name, end in read_all(plain, **how).items()}
     drafting = engine_of(model, head_of(seed), eos_id=eos_id)
-    assert drafting.info.steps == f"compiled, {NUM_DRAFTS} drafts"
+    assert drafting.info.steps == "compiled, up to 2 drafts"
     with monkeypatch.context() as patch:
         found = watch(drafting, patch)
         made: Any = drafting._runner
@@ -401,6 +409,24 @@ def test_the_compiled_head_drafts_as_the_module_does(compiled):
     assert agreeing > 110
 
 
+@needs_library
+def test_many_rows_have_one_draft_each(compiled, monkeypatch):
+    engine = engine_of(model_of(0), head_of(0), LoopRule(), batch_size=FEW_DRAFTING_ROWS + 1)
+    made: Any = engine._runner
+    fed, several = [], made._rounded.decoder.step_several
+
+    def step(tokens, window):
+        fed.append((len(tokens), max(map(len, tokens))))
+        return several(tokens, window)
+
+    monkeypatch.setattr(made._rounded.decoder, "step_several", step)
+    for page in range(FEW_DRAFTING_ROWS + 1):
+        engine.submit(request_of(page, 24))
+    drain(engine)
+    assert max(tokens for rows, tokens in fed if rows <= FEW_DRAFTING_ROWS) == 3
+    assert max(tokens for rows, tokens in fed if rows > FEW_DRAFTING_ROWS) == 2
+
+
 @needs_nano
 @needs_library
 def test_nano_reads_the_same_with_drafts(compiled):
@@ -410,7 +436,7 @@ def test_nano_reads_the_same_with_drafts(compiled):
     loaded = checkpoint()
     width = loaded.model.config.text_config.hidden_size
     engine = make_engine(replace(loaded, draft_head=head_of(0, width)), limits)
-    assert engine.info.steps == f"compiled, {NUM_DRAFTS} drafts"
+    assert engine.info.steps == "compiled, up to 2 drafts"
     for number, page in enumerate(pages):
         params = SamplingParams(limits.max_new_tokens)
         engine.submit(SequenceRequest(str(number), page, prompt_for(Task.FREE), params, engine.info.model_id))
