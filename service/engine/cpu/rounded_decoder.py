@@ -44,9 +44,9 @@ from shared.deepseek_ocr.protocol import OcrModel
 MAX_EXPERTS = 8
 """All are computed for each token, so more of them would cost more than they save."""
 MOST_DRAFTS, FEW_DRAFTING_ROWS = 2, 4
-"""Tokens that a step feeds with a row's newest, where there is a head that drafts them: as many for so few rows, one for
-more. A step of few tokens is bound by reading weights, one of more by its sums, so that a further draft has to be
-accepted more often to pay (`benchmarks/engine_settings.py drafts`)."""
+"""Tokens that a step feeds with a row's newest, where a head drafts them: as many for so few rows, one for more. A step
+of few tokens is bound by reading weights, one of more by its sums, so that a further draft has to be accepted more
+often to pay (`benchmarks/engine_settings.py drafts`)."""
 FEW_ROWS = 6
 """Products of so many rows at most have float16 weights. 2048 x 320, not in the cache, takes 1, 4, 8 and 16 rows 149,
 202, 237 and 379 us so, and 144 to 158 us in bfloat16; 320 x 320 12, 16, 21 and 38 us, and 31 to 34 us, most of which

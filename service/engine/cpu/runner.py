@@ -308,6 +308,10 @@ class CpuRunner:
     def _launch_drafting(self, lane: _Lane, decoder: RoundedDecoder) -> tuple[list[list[Choice]], int]:
         """Feed each row its newest token and drafts; choose the tokens that would be chosen one by one.
 
+        Args:
+            lane: Of the canvases.
+            decoder: One that can draft.
+
         Returns:
             One choice or more for each row, and the number of drafts.
         """
