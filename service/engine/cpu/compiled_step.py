@@ -79,7 +79,7 @@ def language_head(embeddings_VH: Tensor, norm_H: Tensor, weight_VH: Tensor) -> L
         shape.
     """
     vocabulary, hidden = weight_VH.shape
-    if vocabulary % 32 or embeddings_VH.shape != weight_VH.shape or norm_H.shape != (hidden,):
+    if vocabulary % 16 or embeddings_VH.shape != weight_VH.shape or norm_H.shape != (hidden,):
         return None
     rows = find_levels(weight_VH.detach())
     if rows is None:
@@ -120,7 +120,7 @@ class CompiledStep:
         layers: What `can_compile` accepts.
         eps: Of the norms.
         head: From `language_head`; None: `run` gives no logits.
-        drafts: Proposes tokens; only with `head`.
+        drafts: Proposes tokens, of the decoder's width; only with `head`.
     """
 
     def __init__(
@@ -252,7 +252,10 @@ class CompiledStep:
 
     def _describe_drafts(self, head: DraftHead) -> _DraftHead:
         """With the norms' weights multiplied into the matrices that follow."""
-        ones_H = torch.ones(self._hidden)
+        hidden, ones_H = self._hidden, torch.ones(self._hidden)
+        assert head.mix.weight.shape == (hidden, 2 * hidden)
+        assert head.gate_up.weight.shape == (4 * hidden, hidden)
+        assert head.down.weight.shape == (hidden, 2 * hidden)
         mix = head.mix.weight * torch.cat([ones_H, head.token_norm.weight])
         mlp = _Layer(gate_up=self._keep(_laid_out(head.gate_up.weight * head.mlp_norm.weight)))
         mlp.down, mlp.width, mlp.parts = self._keep(_laid_out(head.down.weight)), head.down.in_features, 1

@@ -372,6 +372,12 @@ def test_rows_that_draw_have_no_drafts(compiled, monkeypatch):
 
 
 @needs_library
+def test_a_head_of_another_width_is_not_handed_to_the_library(compiled):
+    with pytest.raises(AssertionError):
+        RoundedDecoder(model_of(0), 64, head_of(0, WIDTH // 2))
+
+
+@needs_library
 def test_a_language_head_of_other_weights_has_no_drafts(compiled):
     model = model_of(0)
     with torch.no_grad():
