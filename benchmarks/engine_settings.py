@@ -14,6 +14,7 @@ These need CUDA and use random weights of the public dimensions. On a CPU, with 
     python benchmarks/engine_settings.py cpu-bounds     the same as bounds
     python benchmarks/engine_settings.py cache          a step by positions cleared at once and by how the cache grows
     python benchmarks/engine_settings.py packed         a step with the packed decoder and without, by number of experts
+    python benchmarks/engine_settings.py drafts         a compiled step by rows and drafts: what share accepted pays
 
 Constants are replaced in their modules, so each part says what the code would do with another value. Values take turns
 on a CPU, so that other work on the machine affects all of them. Prints a table and a JSON object; `--out FILE` appends
@@ -31,7 +32,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -43,6 +44,7 @@ import torch
 
 from benchmarks.driving import images_of, longest_gap_s, read_pages, sync
 from benchmarks.engine_steps import (
+    NANO,
     REPEATS,
     close_rows,
     engine_of,
@@ -56,6 +58,9 @@ from benchmarks.origin import command, keep, origin
 from benchmarks.random_model import NO_LOOPS, PAGE, SMALL, noise_pages, random_checkpoint, random_model
 from service.engine.config import EngineLimits
 from service.engine.cpu import kv_cache, packed_decoder
+from service.engine.cpu.compiled_step import MAX_TOKENS
+from service.engine.cpu.kv_cache import SlotCache
+from service.engine.cpu.rounded_decoder import RoundedDecoder
 from service.engine.cpu.runner import CpuRunner, Prompt
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
@@ -65,7 +70,9 @@ from service.engine.vision import runner as vision
 from service.engine.vision.preparation import Staging
 from service.engine.vision.runner import GpuVision
 from shared.contract.repetition import LoopRule
+from shared.deepseek_ocr.draft_head import DraftHead
 from shared.deepseek_ocr.forms import CHANNELS, MAX_IMAGE_PIXELS
+from shared.deepseek_ocr.loading import load_checkpoint
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.nano_config import nano_config
 
@@ -77,6 +84,7 @@ ROW_LISTS = {
 ROW_TOKENS, STEPS = 530, 30
 CPU_ROUNDS, CPU_ROWS, CPU_STEPS = 3, 8, 300
 PACKED_STEPS = 40
+DRAFT_ROWS, DRAFT_LENGTH, DRAFT_STEPS = (1, 2, 3, 4, 5, 6, 8, 12, 16), 330, 80
 
 
 def steps(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -429,6 +437,50 @@ def packed(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"step_ms": table}
 
 
+@torch.inference_mode()
+def drafts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Lower quartiles, in milliseconds, of a step by rows and drafts of each, drafting included.
+
+    `pays_from` is what share of rows has to accept each further draft, so that a token takes less than without it.
+    """
+    del arguments
+    model: Any = load_checkpoint(NANO).model
+    text = model.config.text_config
+    decoder = RoundedDecoder(model, 1024, DraftHead(text.hidden_size, text.rms_norm_eps))
+    if not decoder.can_draft:
+        raise SystemExit(f"steps are not compiled: {decoder.steps}")
+    table = {}
+    for rows in DRAFT_ROWS:
+        held = SlotCache(
+            num_layers=text.num_hidden_layers,
+            num_heads=text.num_key_value_heads,
+            head_dim=text.head_dim,
+            max_rows=rows,
+            max_tokens=1024,
+            dtype=torch.bfloat16,
+        )
+        window = held.open_rows(rows, DRAFT_LENGTH)
+        for layer in range(text.num_hidden_layers):
+            keys_BNLD = torch.randn(rows, text.num_key_value_heads, DRAFT_LENGTH, text.head_dim).bfloat16()
+            window.update(keys_BNLD, keys_BNLD, layer)
+        noise, seconds = random.Random(1), [list[float]() for _ in range(MAX_TOKENS)]
+        for _, count in product(range(DRAFT_STEPS), range(MAX_TOKENS)):
+            newest = [noise.randrange(10, 2000) for _ in range(rows)]
+            states_BH = torch.randn(rows, text.hidden_size)
+            began_s = time.perf_counter()
+            drafted = decoder.draft(states_BH, newest, count) if count else [[]] * rows
+            tokens = [[token, *more] for token, more in zip(newest, drafted, strict=True)]
+            decoder.step_several(tokens, held.open_several([count + 1] * rows))
+            seconds[count].append(time.perf_counter() - began_s)
+            for row in range(rows):
+                held.truncate(row, DRAFT_LENGTH)
+        times_ms = [statistics.quantiles(each)[0] * 1000 for each in seconds]
+        pays_from = [round((after - before) / times_ms[0], 2) for before, after in pairwise(times_ms)]
+        table[rows] = {"ms": [round(each, 2) for each in times_ms], "pays_from": pays_from}
+        print(f"{rows:>3} rows: {table[rows]}", flush=True)
+    return {"tokens": DRAFT_LENGTH, "drafts": table}
+
+
 def _open_runner(model: DeepseekOcrForConditionalGeneration, rows: int, growth: int = 256) -> CpuRunner:
     """With so many rows of 400 tokens."""
     runner = CpuRunner(model, max_rows=rows, max_tokens=2048, eos_id=1, rule=LoopRule(), growth_tokens=growth)
@@ -450,8 +502,9 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "cpu-bounds": cpu_bounds,
     "cache": cache,
     "packed": packed,
+    "drafts": drafts,
 }
-CPU_PARTS = ("cpu-bounds", "cache", "packed")
+CPU_PARTS = ("cpu-bounds", "cache", "packed", "drafts")
 
 
 def main() -> None:

@@ -32,7 +32,7 @@ class Monitor:
         self._metrics = metrics
         self._on_engine_failed = on_engine_failed
         self._has_reported_failure = False
-        self._steps = 0
+        self._counted: Counter[str] = Counter()
         self._losses: Counter[str] = Counter()
         self._num_retried = self._num_refused = 0
         self._device = "cpu"
@@ -103,7 +103,13 @@ class Monitor:
         self._metrics.gauge("gpu_memory_bytes").labels(self._device).set(stats.device_memory_bytes)
         for size in stats.batch_sizes:
             self._metrics.histogram("batch_size").observe(size)
-        # The engine counts from its own start; a restart resets it.
-        steps = stats.steps - self._steps if stats.steps >= self._steps else stats.steps
-        self._metrics.counter("engine_steps_total").inc(steps)
-        self._steps = stats.steps
+        counted = {
+            "engine_steps_total": stats.steps,
+            "drafted_tokens_total": stats.drafted_tokens,
+            "accepted_tokens_total": stats.accepted_tokens,
+        }
+        # The engine counts from its own start, which resets all.
+        before = self._counted if stats.steps >= self._counted["engine_steps_total"] else Counter[str]()
+        for name, count in counted.items():
+            self._metrics.counter(name).inc(max(0, count - before[name]))
+        self._counted = Counter(counted)

@@ -98,6 +98,7 @@ class TorchEngine:
         self._events: list[SequenceEvent] = []
         self._steps = 0
         self._batch_sizes: deque[int] = deque(maxlen=MAX_BATCH_SIZES)
+        self._drafted = self._accepted = 0
         self._progress_s = clock()
         self._throttle = DetokenizationThrottle()
         self._adapters = AdapterRegistry(limits.adapter_slots)
@@ -136,7 +137,7 @@ class TorchEngine:
             for event in self.step():
                 if isinstance(event, SequenceFailure):
                     raise EngineError(f"the warm-up page failed: {event.detail}")
-        self._steps = 0
+        self._steps = self._drafted = self._accepted = 0
         self._batch_sizes.clear()
 
     def submit(self, request: SequenceRequest) -> None:
@@ -238,6 +239,8 @@ class TorchEngine:
             batch_sizes=batch_sizes,
             device_memory_bytes=self._runner.device_memory_bytes(),
             seconds_since_progress=self._clock() - self._progress_s if self.has_work else 0.0,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )
 
     def check_integrity(self) -> None:
@@ -274,11 +277,19 @@ class TorchEngine:
                 self._show_texts([sequence for sequence, epoch in step.rows if sequence.epoch == epoch])
 
     def _take(self, step: _InFlightStep, output: StepOutput) -> None:
-        """Give each sequence its token, and rewind or finish it if that follows."""
+        """Give each sequence its tokens, and rewind or finish it if that follows."""
+        counts = output.counts or [1] * len(step.rows)
+        self._drafted += output.num_drafted
+        self._accepted += sum(counts) - len(counts)
+        for (sequence, epoch), count in zip(step.rows, counts, strict=True):
+            if sequence.epoch == epoch:
+                sequence.num_launched += count - 1
+        rows = [row for row, count in zip(step.rows, counts, strict=True) for _ in range(count)]
         columns = zip(output.tokens, output.log_probabilities, output.statuses, output.arguments, strict=True)
         for row, ((sequence, epoch), (token, log_probability, status, argument)) in enumerate(
-            zip(step.rows, columns, strict=True)
+            zip(rows, columns, strict=True)
         ):
+            # A rewind or the end makes the row's other tokens void.
             if sequence.epoch != epoch:
                 continue
             if status >= TokenStatus.FAULT:

@@ -125,6 +125,7 @@ def _make_cpu_runner(checkpoint: LoadedCheckpoint, limits: EngineLimits) -> tupl
         bank=make_bank(checkpoint.model, limits),
         token_px=geometry.patch_px * geometry.downsample if skips_padding else None,
         rounds_canvases=limits.rounds_canvases,
+        draft_head=checkpoint.draft_head,
     )
     return runner, limits
 

@@ -176,7 +176,7 @@ class EngineInfo:
     skips_padding: bool = False
     """Whether a low canvas of lines costs less than one that fills its view."""
     steps: str = ""
-    """How a CPU decodes canvases, for the log: `compiled`, or `torch` and why; empty on a GPU."""
+    """How a CPU decodes canvases, for the log: `compiled`, and how many drafts, or `torch` and why; empty on a GPU."""
     adapter_slots: int = 0
     """Adapters that can be resident at once."""
     adapter_max_rank: int = 0
@@ -213,6 +213,10 @@ class EngineStats:
     """Sizes of the decode batches since the last reading, newest last, bounded."""
     device_memory_bytes: int = 0
     seconds_since_progress: float = 0.0
+    drafted_tokens: int = 0
+    """Tokens that steps checked because they were drafted; since the engine's start, as `steps`."""
+    accepted_tokens: int = 0
+    """Those of them that were right."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -59,7 +59,7 @@ Alternatives = Sequence[tuple[int, float]]
 
 @dataclass(slots=True)
 class StepOutput:
-    """The tokens that one `open` or `launch` chose: lists with an entry per slot, in the order of the call."""
+    """The tokens that one `open` or `launch` chose: lists with an entry per token, slots in the order of the call."""
 
     tokens: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
@@ -70,6 +70,10 @@ class StepOutput:
     """With LOOP: answer tokens up to the end of the loop's first period; else the longest run of repeated tokens."""
     alternatives: dict[int, Alternatives] = field(default_factory=dict)
     """By index in the lists, of the slots whose parameters ask for them."""
+    counts: list[int] = field(default_factory=list)
+    """Tokens of each slot, at least 1, which follow one another; empty: one each."""
+    num_drafted: int = 0
+    """Drafted tokens that were checked; those of a slot's tokens that are not its first were right."""
 
 
 class Runner(Protocol):
@@ -89,7 +93,7 @@ class Runner(Protocol):
 
     @property
     def steps(self) -> str:
-        """How a CPU decodes canvases: `compiled`, or `torch` and why; empty on a GPU."""
+        """How a CPU decodes canvases: `compiled`, with drafts or without, or `torch` and why; empty on a GPU."""
 
     @property
     def kv_tokens(self) -> int:
@@ -147,7 +151,10 @@ class Runner(Protocol):
         """Read prompts into free slots and choose their first tokens."""
 
     def launch(self, slots: Sequence[int]) -> None:
-        """Choose one more token for these slots; a slot whose answer has ended stays as it is."""
+        """Choose one more token for these slots, or several where they were drafted, but no more than `max_new_tokens`.
+
+        A slot whose answer has ended stays as it is.
+        """
 
     def collect(self) -> StepOutput | None:
         """Wait for the oldest pending output and take it.

@@ -136,6 +136,8 @@ TABLE: tuple[MetricSpec, ...] = (
     _gauge("sequences_running", "Pages being decoded by the engine."),
     _histogram("batch_size", "Pages in a decode step.", BATCH_BUCKETS),
     _counter("engine_steps_total", "Engine steps."),
+    _counter("drafted_tokens_total", "Drafted tokens that decode steps checked; only nano on a CPU drafts."),
+    _counter("accepted_tokens_total", "Drafted tokens that were right, each of which saved its page a step."),
     _counter("pages_total", "Finished pages."),
     _counter("input_tokens_total", "Vision and prompt tokens of finished pages."),
     _counter("output_tokens_total", "Generated tokens of finished pages."),

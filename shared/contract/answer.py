@@ -107,6 +107,16 @@ class TokenJudge:
         self._detector = LoopDetector(self._rule)
         self._guard = None if forbidden is None else RepetitionGuard(self.tokens, forbidden)
 
+    @property
+    def num_left(self) -> int:
+        """Tokens that may still come."""
+        return self._max_new_tokens - len(self.tokens)
+
+    @property
+    def can_ban(self) -> bool:
+        """Whether tokens may be banned, now or later in this attempt."""
+        return self._guard is not None
+
     def banned(self) -> list[int]:
         """Ids of tokens that must not come next."""
         return self._guard.banned() if self._guard else []

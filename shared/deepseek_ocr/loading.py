@@ -21,6 +21,7 @@ from shared.contract.calibration import Calibration, CalibrationError, read_cali
 from shared.contract.prompts import Task, tasks_of
 from shared.contract.shipped import local_model
 from shared.deepseek_ocr.checkpoint import CheckpointError, read_config
+from shared.deepseek_ocr.draft_head import DraftHead, load_draft_head
 from shared.deepseek_ocr.geometry import GeometryConfig
 from shared.deepseek_ocr.registry import MODELS, find_kind
 
@@ -47,6 +48,8 @@ class LoadedCheckpoint:
     """None if the checkpoint has none."""
     tasks: tuple[Task, ...] = tuple(Task)
     """What it can do."""
+    draft_head: DraftHead | None = None
+    """On the CPU, in float32; None if the checkpoint has none."""
 
 
 def load_checkpoint(
@@ -85,7 +88,10 @@ def load_checkpoint(
     except CalibrationError as error:
         raise CheckpointError(str(error)) from error
     model: OcrModel = pkgutil.resolve_name(kind.loader)(folder, device, dtype, layers_device)
-    return LoadedCheckpoint(model, load_tokenizer(folder, model.config), model.geometry, model_id, maps, tasks)
+    text = model.config.text_config
+    drafts = load_draft_head(folder, text.hidden_size, text.rms_norm_eps)
+    tokenizer = load_tokenizer(folder, model.config)
+    return LoadedCheckpoint(model, tokenizer, model.geometry, model_id, maps, tasks, drafts)
 
 
 def _tasks(folder: Path, config: dict[str, Any], prompted: tuple[Task, ...]) -> tuple[Task, ...]:

@@ -52,7 +52,8 @@ class SlotCache:
     """Storage and lengths of all rows.
 
     Invariant: what a step reads of a row is finite, beyond its length as well, so that masked positions add exactly
-    nothing; a row that held NaN or infinity leaves none behind.
+    nothing; a row that held NaN or infinity leaves none behind. Tokens of `open_several` that are taken back may leave
+    some, as the decoder that takes its windows reads no cell beyond a token's own.
 
     Args:
         num_layers: Decoder layers.
@@ -148,8 +149,7 @@ class SlotCache:
         Raises:
             ValueError: A row is full.
         """
-        if max(row.length for row in self._rows) >= self.max_tokens:
-            raise ValueError(f"{self.max_tokens + 1} tokens do not fit into rows of {self.max_tokens}")
+        self._check_room([1] * self.num_rows)
         cells = [row.next_cell(self._ring) for row in self._rows]
         used = max(row.num_cells(row.length + 1, self._ring) for row in self._rows)
         self._reserve(used)
@@ -160,6 +160,35 @@ class SlotCache:
             row.length += 1
         is_hidden_BS = self._hidden_of(self._ring, lengths, used) if self._ring else None
         return DecodeWindow(self._storage, positions, cells, used, is_hidden_BS)
+
+    def open_several(self, counts: Sequence[int]) -> SeveralWindow:
+        """Make room for tokens in every row, for a decoder that stores their keys and values itself; without a ring.
+
+        Args:
+            counts: How many in each row, at least 1.
+
+        Returns:
+            Where they go; lengths already count them, and `truncate` takes back those that are not wanted.
+
+        Raises:
+            ValueError: A row has no room for its tokens.
+        """
+        assert self._ring is None
+        self._check_room(counts)
+        rows = list(zip(self._rows, counts, strict=True))
+        used = max(row.length + count for row, count in rows)
+        self._reserve(used)
+        self._clear_ahead(used)
+        cells = [row.length for row in self._rows]
+        positions = [row.length + row.skipped + index for row, count in rows for index in range(count)]
+        for row, count in rows:
+            row.length += count
+        return SeveralWindow(self._storage, positions, cells, counts)
+
+    def _check_room(self, counts: Sequence[int]) -> None:
+        longest = max(row.length + count for row, count in zip(self._rows, counts, strict=True))
+        if longest > self.max_tokens:
+            raise ValueError(f"{longest} tokens do not fit into rows of {self.max_tokens}")
 
     def _hidden_of(self, ring: AnswerRing, lengths: list[int], used: int) -> Tensor | None:
         """Cells that are too old for a row's token or not filled, `[B, S]`; None if no row has any.
@@ -232,6 +261,20 @@ class PrefillWindow(_Window):
         self._keys[layer].copy_(keys_BNLD)
         self._values[layer].copy_(values_BNLD)
         return keys_BNLD, values_BNLD
+
+
+@dataclass(frozen=True, slots=True)
+class SeveralWindow:
+    """Where a step's tokens go, one of each row or more: those of a row into cells that follow one another."""
+
+    storage: Tensor
+    """The cache's, `[2, layers, rows, N, capacity, D]`."""
+    positions: Sequence[int]
+    """Of each token, row by row."""
+    cells: Sequence[int]
+    """Of each row's first token."""
+    counts: Sequence[int]
+    """Tokens of each row."""
 
 
 class DecodeWindow(_Window):

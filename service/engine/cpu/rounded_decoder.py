@@ -23,17 +23,30 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from service.engine.cpu.compiled_step import CompiledStep, LayerWeights, NoLibraryError, can_compile, load
-from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow
+from service.engine.cpu.compiled_step import (
+    CompiledStep,
+    LanguageHead,
+    LayerWeights,
+    NoLibraryError,
+    can_compile,
+    language_head,
+    load,
+)
+from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SeveralWindow
 from service.engine.cpu.packed_decoder import signed_rotary_tables
 from service.engine.cpu.packed_linear import PackedWeights
 from service.engine.cpu.packed_weights import HalfWeights, pack
 from shared.deepseek_ocr.decoder import DecoderLayer
+from shared.deepseek_ocr.draft_head import DraftHead
 from shared.deepseek_ocr.moe import MixtureOfExperts, Mlp
 from shared.deepseek_ocr.protocol import OcrModel
 
 MAX_EXPERTS = 8
 """All are computed for each token, so more of them would cost more than they save."""
+MOST_DRAFTS, FEW_DRAFTING_ROWS = 2, 4
+"""Tokens that a step feeds with a row's newest, where a head drafts them: as many for so few rows, one for more. A step
+of few tokens is bound by reading weights, one of more by its sums, so that a further draft has to be accepted more
+often to pay (`benchmarks/engine_settings.py drafts`)."""
 FEW_ROWS = 6
 """Products of so many rows at most have float16 weights. 2048 x 320, not in the cache, takes 1, 4, 8 and 16 rows 149,
 202, 237 and 379 us so, and 144 to 158 us in bfloat16; 320 x 320 12, 16, 21 and 38 us, and 31 to 34 us, most of which
@@ -108,12 +121,14 @@ class RoundedDecoder:
     Args:
         model: In float32 on a CPU, with `MAX_EXPERTS` at most; later changes of its weights do not reach the copy.
         max_tokens: Positions that may occur.
+        draft_head: Drafts tokens, for compiled steps; None: there is none.
 
     Attributes:
-        steps: `compiled`, or `torch` and why, for the log.
+        steps: `compiled`, with drafts or without, or `torch` and why, for the log.
+        can_draft: Whether `step_several` and `draft` may be called.
     """
 
-    def __init__(self, model: OcrModel, max_tokens: int) -> None:
+    def __init__(self, model: OcrModel, max_tokens: int, draft_head: DraftHead | None = None) -> None:
         decoder = model.decoder
         text = decoder.config
         self._embeddings_VH = decoder.embed_tokens.weight.detach()
@@ -128,9 +143,12 @@ class RoundedDecoder:
         self._cos_PD, self._sin_PD = cos_PD.bfloat16(), sin_PD.bfloat16()
         self._exact_tables = cos_PD, sin_PD
         self._compiled: CompiledStep | None = None
+        self.can_draft = False
         try:
-            self._compiled = _compiled_step(weights, self._head_dim, text.rms_norm_eps)
-            self.steps = "compiled"
+            head = language_head(self._embeddings_VH, self._norm_H, model.lm_head.weight)
+            self._compiled = _compiled_step(weights, self._head_dim, text.rms_norm_eps, head, draft_head)
+            self.can_draft = head is not None and draft_head is not None
+            self.steps = f"compiled, up to {MOST_DRAFTS} drafts" if self.can_draft else "compiled"
         except NoLibraryError as error:
             self.steps = f"torch ({error})"
 
@@ -170,11 +188,10 @@ class RoundedDecoder:
         Returns:
             Logits, `[B, V]`, float32.
         """
-        x_BH = self._embeddings_VH[torch.tensor(tokens)]
         if self._compiled and not window.hides_cells:
-            cos_BD, sin_BD = (table_PD[window.position_ids_B1[:, 0]] for table_PD in self._exact_tables)
-            self._compiled.run(x_BH, cos_BD, sin_BD, window)
-            return self._logits(x_BH)
+            positions_B = window.position_ids_B1[:, 0]
+            return self._run(self._compiled, tokens, positions_B, window.storage, window.cells, [1] * len(tokens))[1]
+        x_BH = self._embeddings_VH[torch.tensor(tokens)]
         rotary = self._rotary(window.position_ids_B1[:, 0])
         for index, layer in enumerate(self._layers):
             qkv_B3ND = self._project(layer, x_BH, rotary)
@@ -184,6 +201,45 @@ class RoundedDecoder:
             )
             self._finish(layer, x_BH, seen_BN1D.reshape(len(x_BH), -1))
         return self._logits(x_BH)
+
+    def step_several(self, tokens: Sequence[Sequence[int]], window: SeveralWindow) -> tuple[Tensor, Tensor]:
+        """Feed one token a row or more; only where `can_draft`.
+
+        Args:
+            tokens: Ids for each row, as many as the window has room for.
+            window: The cache's window for this step.
+
+        Returns:
+            What the language head reads, `[T, H]`, and logits, `[T, V]`, float32, row by row; each token's are, bit for
+            bit, those of `step`.
+        """
+        assert self._compiled
+        assert [len(each) for each in tokens] == list(window.counts)
+        joined, positions_T = [token for each in tokens for token in each], torch.tensor(window.positions)
+        return self._run(self._compiled, joined, positions_T, window.storage, window.cells, window.counts)
+
+    def drafts_for(self, rows: int) -> int:
+        """Tokens that are worth drafting for each of so many rows."""
+        return MOST_DRAFTS if rows <= FEW_DRAFTING_ROWS else 1
+
+    def draft(self, states_BH: Tensor, newest: Sequence[int], count: int) -> list[list[int]]:
+        """Propose tokens; see `CompiledStep.draft`."""
+        assert self._compiled
+        return self._compiled.draft(states_BH, newest, count)
+
+    def _run(
+        self,
+        compiled: CompiledStep,
+        tokens: Sequence[int],
+        positions_T: Tensor,
+        storage: Tensor,
+        cells: Sequence[int],
+        counts: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        x_TH = self._embeddings_VH[torch.tensor(tokens)]
+        cos_TD, sin_TD = (table_PD[positions_T] for table_PD in self._exact_tables)
+        states_TH, logits_TV = compiled.run(x_TH, cos_TD, sin_TD, storage, cells, counts)
+        return (states_TH, logits_TV) if compiled.gives_logits else (states_TH, self._logits(x_TH))
 
     def _rotary(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         return self._cos_PD[positions_T][:, None, None], self._sin_PD[positions_T][:, None, None]
@@ -240,10 +296,16 @@ def _join_layer(layer: DecoderLayer) -> LayerWeights:
     )
 
 
-def _compiled_step(weights: Sequence[LayerWeights], head_dim: int, eps: float) -> CompiledStep:
+def _compiled_step(
+    weights: Sequence[LayerWeights],
+    head_dim: int,
+    eps: float,
+    head: LanguageHead | None,
+    draft_head: DraftHead | None,
+) -> CompiledStep:
     if not can_compile(weights, head_dim):
         raise NoLibraryError("other shapes")
-    return CompiledStep(load(), weights, eps)
+    return CompiledStep(load(), weights, eps, head, draft_head if head else None)
 
 
 def _pack_layer(weights: LayerWeights) -> _Layer:

@@ -1,8 +1,9 @@
 """The runner in plain torch: encodes views, prefills prompts, decodes one token for every row.
 
 Owns the model, the cache's tensors and, for each slot, what the sampler keeps on a GPU: newest token, loop detector,
-guard of the second attempt, sampling parameters. For CPUs, and for decoders that the GPU path does not know. Every call
-finishes its work before it returns, with one copy from the device. Used by the engine's single thread.
+guard of the second attempt, sampling parameters. Where a head drafts tokens, a step checks them together with the
+newest. For CPUs, and for decoders that the GPU path does not know. Every call finishes its work before it returns, with
+one copy from the device. Used by the engine's single thread.
 
 Shape letters: B rows, L tokens, V views, N tokens of a view, D decoder width, H and W pixels, C colours.
 """
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import accumulate
 from types import MappingProxyType
 from typing import Any
 
@@ -30,6 +32,7 @@ from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SlotCache
 from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
 from service.engine.cpu.packed_linear import with_packed_layers
 from service.engine.cpu.rounded import has_tiles, rounded_reader
+from service.engine.cpu.rounded_decoder import RoundedDecoder
 from service.engine.lora.bank import AdapterBank, PackedAdapter, pack_adapter
 from service.engine.lora.files import AdapterFiles
 from service.engine.lora.hooks import adapted
@@ -39,6 +42,7 @@ from service.engine.runner import Alternatives, NewRow, StepOutput, View
 from service.engine.sampling import Draw, draw_scores, most_probable
 from shared.contract.answer import TokenJudge, TokenStatus
 from shared.contract.repetition import LoopRule
+from shared.deepseek_ocr.draft_head import DraftHead
 from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import GeometryConfig, ViewPlan
 from shared.deepseek_ocr.images import prepare_views
@@ -93,6 +97,8 @@ class _SlotState:
     adapter: int = NO_ADAPTER
     is_rounded: bool = False
     """Whether it is read in bfloat16."""
+    newest_state_H: Tensor | None = None
+    """What the language head read when it chose the newest token, to draft from; None where that is not known."""
 
     def draw(self) -> Draw | None:
         """How the next token is drawn; None: greedily."""
@@ -130,6 +136,7 @@ class CpuRunner:
             None: all views are read whole.
         rounds_canvases: Whether canvases without their padding are encoded and their prompts read in bfloat16, where
             the processor is made for that.
+        draft_head: Drafts tokens for those that are decoded by the compiled step; None: there is none.
     """
 
     depth = 0
@@ -149,11 +156,12 @@ class CpuRunner:
         bank: AdapterBank | None = None,
         token_px: int | None = None,
         rounds_canvases: bool = False,
+        draft_head: DraftHead | None = None,
     ) -> None:
         text = model.config.text_config
         self._packed = PackedDecoder(model, max_tokens + 1) if can_pack(model) else None
         wants_rounded = rounds_canvases and token_px and self._packed and has_tiles()
-        self._rounded = rounded_reader(model, max_tokens + 1) if wants_rounded else None
+        self._rounded = rounded_reader(model, max_tokens + 1, draft_head) if wants_rounded else None
         self._torch_steps = "torch (no AMX)" if rounds_canvases and token_px and not has_tiles() else "torch"
         if self._packed and isinstance(model, nn.Module):
             model = with_packed_layers(model)
@@ -202,7 +210,7 @@ class CpuRunner:
 
     @property
     def steps(self) -> str:
-        """How canvases are decoded: `compiled`, or `torch` and why."""
+        """How canvases are decoded: `compiled`, with drafts or without, or `torch` and why."""
         return self._rounded.decoder.steps if self._rounded else self._torch_steps
 
     def warm_up(self) -> None:
@@ -270,15 +278,21 @@ class CpuRunner:
             self._lane_of(state).slots.append(row.slot)
             prompts.append(prompt)
         choices = self.prefill(prompts)
-        self._report([row.slot for row in rows], choices)
+        self._report([row.slot for row in rows], [[choice] for choice in choices])
 
     def launch(self, slots: Sequence[int]) -> None:
-        """Choose one more token for these slots, which must be all open slots."""
+        """Choose tokens for these slots, which must be all open slots."""
         assert len(slots) == len(self._states)
-        choice_of: dict[int, Choice] = {}
+        choices_of: dict[int, list[Choice]] = {}
+        num_drafted = 0
         for lane in self._lanes():
-            choice_of.update(zip(lane.slots, self._launch(lane), strict=True))
-        self._report(slots, [choice_of[slot] for slot in slots])
+            drafting = self._rounded.decoder if self._rounded and lane is self._rounded_lane else None
+            if drafting and drafting.can_draft:
+                choices, num_drafted = self._launch_drafting(lane, drafting)
+            else:
+                choices = [[choice] for choice in self._launch(lane)]
+            choices_of.update(zip(lane.slots, choices, strict=True))
+        self._report(slots, [choices_of[slot] for slot in slots], num_drafted)
 
     def _launch(self, lane: _Lane) -> list[Choice]:
         rows = [self._states[slot] for slot in lane.slots]
@@ -290,6 +304,41 @@ class CpuRunner:
             return self._decode_rounded(newest, banned, draws, wanted)
         return self.decode(newest, banned, adapters, draws, wanted)
 
+    @torch.inference_mode()
+    def _launch_drafting(self, lane: _Lane, decoder: RoundedDecoder) -> tuple[list[list[Choice]], int]:
+        """Feed each row its newest token and drafts; choose the tokens that would be chosen one by one.
+
+        Args:
+            lane: Of the canvases.
+            decoder: One that can draft.
+
+        Returns:
+            One choice or more for each row, and the number of drafts.
+        """
+        rows = [self._states[slot] for slot in lane.slots]
+        tokens = [[row.judge.tokens[-1], *drafts] for row, drafts in zip(rows, _draft(rows, decoder), strict=True)]
+        firsts = list(accumulate((len(each) for each in tokens), initial=0))
+        lengths = [lane.cache.length(index) for index in range(len(rows))]
+        states_TH, logits_TV = decoder.step_several(tokens, lane.cache.open_several([len(each) for each in tokens]))
+        # Where something is banned or drawn, nothing was drafted.
+        banned = {first: ids for row, first in zip(rows, firsts, strict=False) if (ids := row.judge.banned())}
+        draws = {first: draw for row, first in zip(rows, firsts, strict=False) if (draw := row.draw())}
+        wanted = {
+            first + index: row.params.num_alternatives
+            for row, first, each in zip(rows, firsts, tokens, strict=False)
+            if row.params.num_alternatives
+            for index in range(len(each))
+        }
+        choices = self._choose(logits_TV, banned, draws, wanted)
+        found = []
+        for index, (row, each) in enumerate(zip(rows, tokens, strict=True)):
+            first = firsts[index]
+            chosen = _confirmed(choices[first : firsts[index + 1]], each[1:])
+            row.newest_state_H = states_TH[first + len(chosen) - 1]
+            lane.cache.truncate(index, lengths[index] + len(chosen))
+            found.append(chosen)
+        return found, len(choices) - len(rows)
+
     def collect(self) -> StepOutput | None:
         """Take the oldest output."""
         return self._pending.popleft() if self._pending else None
@@ -298,6 +347,7 @@ class CpuRunner:
         """See `runner.Runner`."""
         state = self._states[slot]
         state.judge.rewind(kept, forbidden)
+        state.newest_state_H = None
         assert state.judge.tokens[-1] == newest_token
         # The newest token kept is fed again, so its keys go as well.
         lane = self._lane_of(state)
@@ -409,18 +459,23 @@ class CpuRunner:
     def _lane_of(self, state: _SlotState) -> _Lane:
         return self._rounded_lane if self._rounded_lane and state.is_rounded else self._exact
 
-    def _report(self, slots: Sequence[int], choices: Sequence[Choice]) -> None:
-        output = StepOutput()
-        for slot, choice in zip(slots, choices, strict=True):
-            status, argument = (
-                self._states[slot].judge.push(choice.token) if choice.is_valid else (TokenStatus.FAULT, 0)
-            )
-            output.tokens.append(choice.token)
-            output.log_probabilities.append(choice.log_probability)
-            output.statuses.append(status)
-            output.arguments.append(argument)
-            if choice.alternatives is not None:
-                output.alternatives[len(output.tokens) - 1] = choice.alternatives
+    def _report(self, slots: Sequence[int], choices: Sequence[Sequence[Choice]], num_drafted: int = 0) -> None:
+        """Judge the tokens chosen for each slot, up to one that ends its answer or needs the engine's decision."""
+        output = StepOutput(num_drafted=num_drafted)
+        for slot, chosen in zip(slots, choices, strict=True):
+            for count, choice in enumerate(chosen, start=1):
+                status, argument = (
+                    self._states[slot].judge.push(choice.token) if choice.is_valid else (TokenStatus.FAULT, 0)
+                )
+                output.tokens.append(choice.token)
+                output.log_probabilities.append(choice.log_probability)
+                output.statuses.append(status)
+                output.arguments.append(argument)
+                if choice.alternatives is not None:
+                    output.alternatives[len(output.tokens) - 1] = choice.alternatives
+                if status != TokenStatus.RUN or count == len(chosen):
+                    output.counts.append(count)
+                    break
         self._pending.append(output)
 
     def _adapted(self, adapters: Sequence[int], tokens: int) -> contextlib.AbstractContextManager[None]:
@@ -477,6 +532,29 @@ class CpuRunner:
         temperature_B1 = torch.tensor([[draw.temperature] for draw in draws], device=self._device)
         numbers_B2 = torch.tensor([[draw.seed, draw.count] for draw in draws], device=self._device)
         return draw_scores(logits_BK, temperature_B1, numbers_B2[:, :1], numbers_B2[:, 1:])
+
+
+def _draft(rows: Sequence[_SlotState], decoder: RoundedDecoder) -> list[list[int]]:
+    """Drafts for each row, for some none: a step chooses one token more than it is fed drafts."""
+    most = decoder.drafts_for(len(rows))
+    counts = [
+        0 if row.newest_state_H is None or row.judge.can_ban or row.draw() else min(most, row.judge.num_left - 1)
+        for row in rows
+    ]
+    drafting = [row for row, count in zip(rows, counts, strict=True) if count]
+    if not drafting:
+        return [[] for _ in rows]
+    states_BH = torch.stack([row.newest_state_H for row in drafting if row.newest_state_H is not None])
+    drafted = iter(decoder.draft(states_BH, [row.judge.tokens[-1] for row in drafting], max(counts)))
+    return [next(drafted)[:count] if count else [] for count in counts]
+
+
+def _confirmed(choices: Sequence[Choice], drafts: Sequence[int]) -> list[Choice]:
+    """The choices that would have been made one by one: each draft was fed before the next, so it has to be right."""
+    for index, draft in enumerate(drafts):
+        if not choices[index].is_valid or choices[index].token != draft:
+            return list(choices[: index + 1])
+    return list(choices)
 
 
 def _place_of(view: View | BandPixels) -> tuple[int, int]:

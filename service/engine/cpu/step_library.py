@@ -20,7 +20,10 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("decode_step.c")
 LIBRARY = SOURCE.with_suffix(".so")
-FLAGS = ("-O3", "-Wall", "-Wextra", "-Werror", "-march=x86-64-v4", "-mavx512bf16", "-shared", "-fPIC")
+FLAGS = (
+    *("-O3", "-Wall", "-Wextra", "-Werror", "-march=x86-64-v4", "-mavx512bf16", "-ffp-contract=off"),
+    *("-shared", "-fPIC"),
+)
 PROCESSORS = {"x86_64", "amd64"}
 """For which it can be built, whatever the one that builds it can do."""
 NEEDED = {"avx512_bf16", "amx_bf16"}

@@ -8,7 +8,7 @@ from typing import cast
 
 from service.admission.gate import Gate
 from service.engine.process.supervision import LossKind
-from service.engine.protocol import EngineHandle, EngineLife, EngineState
+from service.engine.protocol import EngineHandle, EngineLife, EngineState, EngineStats
 from service.monitor import Monitor
 from service.telemetry.metrics import ENGINE_LOSSES, Metrics
 
@@ -49,3 +49,21 @@ async def test_losses_are_counted_once_and_an_engine_that_stays_down_ends_the_pr
 
 def test_every_kind_of_loss_has_a_series() -> None:
     assert set(ENGINE_LOSSES) == set(LossKind)
+
+
+async def test_what_an_engine_counts_goes_on_after_its_restart() -> None:
+    class CountingEngine(StubEngine):
+        state = EngineState.READY
+        readings = iter(((10, 6, 4), (15, 8, 5), (3, 2, 1)))
+
+        async def stats(self) -> EngineStats:
+            steps, drafted, accepted = next(self.readings)
+            return EngineStats(EngineState.READY, steps=steps, drafted_tokens=drafted, accepted_tokens=accepted)
+
+    metrics, gate = Metrics(), Gate(capacity=1, page_slots=1, clock=time.monotonic)
+    engine = cast("EngineHandle", CountingEngine())
+    monitor = Monitor(engine=engine, gate=gate, metrics=metrics, on_engine_failed=lambda: None)
+    for _ in range(3):
+        await monitor.refresh()
+    counted = [value(metrics, name) for name in ("engine_steps_total", "drafted_tokens_total", "accepted_tokens_total")]
+    assert counted == [18, 10, 6]

@@ -17,6 +17,7 @@ from service.engine.cpu.kv_cache import SlotCache
 from service.engine.cpu.rounded_decoder import RoundedDecoder
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.moe import Gate
+from shared.deepseek_ocr.quantisation import dequantise_rows, quantise_rows
 from tests.unit.service.engine.cpu.test_packed_decoder import randomised
 from tests.unit.service.engine.cpu.test_rounded_decoder import (
     CHANGES,
@@ -59,6 +60,14 @@ def model_of(changes) -> DeepseekOcrForConditionalGeneration:
     for name, value in {"hidden_size": 128, **changes}.items():
         setattr(config.text_config, name, value)
     return randomised(DeepseekOcrForConditionalGeneration(config).eval())
+
+
+def with_level_head(model):
+    """Its language head as int8 rows with scales, and a vocabulary that the library takes."""
+    weight = torch.randn(288, model.lm_head.weight.shape[1]) * 0.05
+    model.lm_head.weight = torch.nn.Parameter(dequantise_rows(*quantise_rows(weight)))
+    model.model.embed_tokens.weight = torch.nn.Parameter(torch.randn(weight.shape))
+    return model
 
 
 @needs_library
@@ -188,7 +197,7 @@ def test_rows_that_are_not_fed_stay_as_they_are(compiled):
 
 
 @needs_library
-@pytest.mark.parametrize("broken", ["cells", "rows", "hidden", "tables", "dtype", "layers"])
+@pytest.mark.parametrize("broken", ["cells", "counts", "rows", "hidden", "tables", "dtype", "layers"])
 @torch.inference_mode()
 def test_what_does_not_fit_is_not_handed_to_the_library(broken, compiled):
     model = model_of({})
@@ -199,10 +208,13 @@ def test_what_does_not_fit_is_not_handed_to_the_library(broken, compiled):
     window = cache_with(model, keys_values, dtype).open_step()
     if broken == "cells":
         window.cells[1] = 6
-    x_BH = torch.randn(3 if broken == "rows" else 2, 64 if broken == "hidden" else 128)
+    if broken == "counts":
+        # As many tokens as are given, the last of them beyond the cache.
+        window.cells[:] = [4, 5]
+    x_BH = torch.randn(3 if broken in ("rows", "counts") else 2, 64 if broken == "hidden" else 128)
     table_BD = torch.ones(len(x_BH), 32 if broken == "tables" else 64)
     with pytest.raises(AssertionError):
-        step.run(x_BH, table_BD, table_BD, window)
+        step.run(x_BH, table_BD, table_BD, window.storage, window.cells, [1, 2] if broken == "counts" else [1, 1])
 
 
 @needs_library
@@ -237,6 +249,57 @@ def test_other_shapes_are_computed_without_the_library(changes, compiled):
     pairs = zip(logits_of_model(model, ids_BL, tokens_SB), logits_rounded(model, ids_BL, tokens_SB), strict=True)
     for expected, found in pairs:
         assert (found - expected).norm() / expected.norm() < 0.02
+
+
+@needs_library
+@pytest.mark.parametrize("changes", CHANGES)
+@torch.inference_mode()
+def test_several_tokens_of_a_row_are_bit_for_bit_what_they_are_one_by_one(changes, compiled):
+    model, counts = with_level_head(model_of(changes)), [1, 2, 3, 4, 4, 3]
+    # Around multiples of 16, which attention takes at once.
+    lengths = [30, 13, 14, 15, 29, 1]
+    decoder = RoundedDecoder(model, 64)
+    ids = [[20 + 4 * row + place for place in range(count)] for row, count in enumerate(counts)]
+
+    def filled() -> SlotCache:
+        cache = cache_of(model, 6, torch.bfloat16)
+        for row, length in enumerate(lengths):
+            window, generator = cache.open_rows(1, length), torch.Generator().manual_seed(row)
+            for layer in range(len(model.model.layers)):
+                keys, values = torch.randn(2, 1, 2, length, 64, generator=generator).bfloat16()
+                window.update(keys, values, layer)
+        return cache
+
+    together = filled()
+    states_TH, logits_TV = decoder.step_several(ids, together.open_several(counts))
+    single = filled()
+    found: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    for place in range(max(counts)):
+        fed = [each[min(place, len(each) - 1)] for each in ids]
+        window = single.open_several([1] * 6)
+        states_BH, logits_BV = decoder.step_several([[token] for token in fed], window)
+        for row, count in enumerate(counts):
+            if place < count:
+                found[row, place] = states_BH[row], logits_BV[row]
+            else:
+                single.truncate(row, lengths[row] + count)
+    places = [(row, place) for row, count in enumerate(counts) for place in range(count)]
+    assert torch.equal(states_TH, torch.stack([found[each][0] for each in places]))
+    assert torch.equal(logits_TV, torch.stack([found[each][1] for each in places]))
+    for row, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        one, other = (cache._storage[:, :, row, :, : length + count] for cache in (together, single))
+        assert torch.equal(one, other)
+
+
+@needs_library
+@torch.inference_mode()
+def test_the_compiled_language_head_is_the_models(compiled):
+    model = with_level_head(model_of({}))
+    decoder = RoundedDecoder(model, 64)
+    cache = cache_of(model, 2, torch.bfloat16)
+    decoder.read(torch.randn(2, LENGTH, 128), torch.arange(LENGTH).expand(2, -1), cache.open_rows(2, LENGTH))
+    states_TH, logits_TV = decoder.step_several([[21, 22], [23]], cache.open_several([2, 1]))
+    torch.testing.assert_close(logits_TV, model.lm_head(states_TH), rtol=1e-5, atol=1e-5)
 
 
 def layer_of(**changes) -> LayerWeights:

@@ -110,3 +110,36 @@ def test_skipped_positions_take_no_cells():
     cache.close_row(0)
     assert visible(cache, [7.0]) == [[1, 1, 1, 6, 7]]
     assert cache.open_step().position_ids_B1.tolist() == [[12]]
+
+
+def test_several_tokens_of_a_row_get_cells_that_follow_one_another():
+    cache = cache_of()
+    fill(cache, 1.0, 3)
+    fill(cache, 2.0, 6)
+    window = cache.open_several([1, 3])
+    assert (window.cells, window.positions, window.counts) == ([3, 6], [3, 6, 7, 8], [1, 3])
+    assert cache.capacity == window.storage.shape[4] == 16
+    assert [cache.length(row) for row in range(2)] == [4, 9]
+    cache.truncate(1, 7)
+    assert cache.open_several([2, 1]).cells == [4, 7]
+
+
+def test_drafts_that_were_taken_back_leave_finite_cells_that_move_with_the_row():
+    cache = cache_of()
+    fill(cache, 1.0, 2)
+    fill(cache, 2.0, 2)
+    window = cache.open_several([1, 4])
+    window.storage[0, :, 1, :, 2:6], window.storage[1, :, 1, :, 2:6] = 7, -7
+    cache.truncate(1, 3)
+    cache.close_row(0)
+    assert visible(cache, [5.0]) == [[2, 2, 7, 5]]
+    assert torch.isfinite(window.storage[:, :, 0, :, :6]).all()
+
+
+def test_several_tokens_that_do_not_fit_are_refused_and_change_nothing():
+    cache = cache_of(max_tokens=8)
+    fill(cache, 1.0, 6)
+    with pytest.raises(ValueError, match="9 tokens do not fit"):
+        cache.open_several([3])
+    assert cache.length(0) == 6
+    assert cache.open_several([2]).cells == [6]
