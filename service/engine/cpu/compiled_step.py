@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from service.engine.cpu.kv_cache import DecodeWindow
-from service.engine.cpu.step_library import LIBRARY
+from service.engine.cpu.step_library import DECODE_STEP
 
 VERSION = 1
 """Of the library's functions; another one's is not called."""
@@ -159,7 +159,7 @@ def _fits(layer: LayerWeights, hidden: int) -> bool:
     )
 
 
-def load(path: Path = LIBRARY) -> ctypes.CDLL:
+def load(path: Path = DECODE_STEP.path) -> ctypes.CDLL:
     """Load the library.
 
     Args:
