@@ -1,5 +1,8 @@
 /* Canvases through both encoders of a small model, a canvas a call, on processors without tiles: the arithmetic of
-`sam`, `clip` and the projector. `canvas_encoder.py` says what shapes it takes and calls it, `step_library` builds it. */
+`sam`, `clip` and the projector. `canvas_encoder.py` says what shapes it takes and calls it; `step_library` builds it.
+
+A window, or a hundred rows, go through half a block together, so that what they need stays in the second-level
+cache. */
 
 #include "level_products.h"
 
@@ -15,7 +18,7 @@ typedef struct {
 typedef struct {
   Matrix matrix; /* inputs: rows, then columns, then channels */
   Norm norm;     /* of its outputs; weight NULL: none */
-  float step;    /* of its inputs, which are whole numbers */
+  float step;    /* of its inputs' levels */
   int32_t size, stride;
 } Convolution;
 
@@ -38,7 +41,7 @@ typedef struct {
 } Encoder;
 
 INLINE Floats gelu(Floats x) {
-  /* x times the normal distribution's function, whose odd part is a polynomial that is off by 5e-5 at most. */
+  /* x times the normal distribution's function, as a polynomial fitted so that the result is off by 5e-5 at most. */
   const Floats near = larger(smaller(x, all(4.5f)), all(-4.5f)), u = near * near;
   Floats p = u * -1.7263119102620128e-12f + 2.0224240337984867e-10f;
   p = p * u - 1.0567038799536022e-08f;
@@ -193,7 +196,8 @@ static void convolve(const Convolution *by, const int16_t *map, float step, int 
   const int stored = (width * by->stride + 2) * channels, border = by->size == 1 ? stored + channels : 0;
   float steps[MAX_LINE];
   for (int t = 0; t < width; t++) steps[t] = step;
-  const Inputs inputs = {map + (size_t)y * by->stride * stored + border, steps, by->stride * channels, by->size * channels / 2, by->size, stored};
+  const int16_t *from = map + (size_t)y * by->stride * stored + border;
+  const Inputs inputs = {from, steps, by->stride * channels, by->size * channels / 2, by->size, stored};
   product(&by->matrix, &inputs, width, line, outputs);
   for (int t = 0; by->norm.weight && t < width; t++)
     normalise(line + (size_t)t * outputs, line + (size_t)t * outputs, outputs, &by->norm);
@@ -213,21 +217,24 @@ static void embed(const Encoder *encoder, const uint8_t *pixels, int height, con
   const Convolution *by = encoder->stem;
   for (int i = 0; i < encoder->stem_length - 1; i++, by++) {
     const int channels = by->matrix.outputs;
+    const int16_t *from = room->maps[i % 2];
+    int16_t *to = room->maps[(i + 1) % 2];
     height /= by->stride, width /= by->stride;
-    clear_border(room->maps[(i + 1) % 2], height, width, channels);
+    clear_border(to, height, width, channels);
     for (int y = 0; y < height; y++) {
-      convolve(by, room->maps[i % 2], by->step, y, width, room->wide);
+      convolve(by, from, by->step, y, width, room->wide);
       for (int j = 0; j < width * channels; j += LANES) store(gelu(load(room->wide + j)), room->wide + j);
-      line_to_levels(room->wide, width * channels, by[1].step, inner_line(room->maps[(i + 1) % 2], y, width, channels));
+      line_to_levels(room->wide, width * channels, by[1].step, inner_line(to, y, width, channels));
     }
   }
-  for (int y = 0; y < height; y++)
-    convolve(by, room->maps[(encoder->stem_length - 1) % 2], by->step, y, width, room->x + (size_t)y * width * by->matrix.outputs);
+  const int16_t *from = room->maps[(encoder->stem_length - 1) % 2];
+  const size_t line = (size_t)width * by->matrix.outputs;
+  for (int y = 0; y < height; y++) convolve(by, from, by->step, y, width, room->x + y * line);
 }
 
 /* Patches to the first encoder's tokens, a quarter as many. */
 static void shrink(const Encoder *encoder, int height, int width, const Room *room) {
-  const int hidden = encoder->narrow.inputs, channels = encoder->narrow.outputs, halved = encoder->halve.matrix.outputs;
+  const int hidden = encoder->narrow.inputs, channels = encoder->narrow.outputs;
   clear_border(room->maps[0], height, width, channels);
   for (int y = 0; y < height; y++) {
     quantise_rows(room->x + (size_t)y * width * hidden, width, hidden, &room->narrow);
@@ -242,16 +249,18 @@ static void shrink(const Encoder *encoder, int height, int width, const Room *ro
     line_to_levels(room->wide, width * channels, encoder->halve.step, inner_line(room->maps[1], y, width, channels));
   }
   height /= 2, width /= 2;
+  const int halved = encoder->halve.matrix.outputs, line = width * halved, count = height * line;
   for (int y = 0; y < height; y++)
-    convolve(&encoder->halve, room->maps[1], encoder->halve.step, y, width, room->seen + (size_t)y * width * halved);
+    convolve(&encoder->halve, room->maps[1], encoder->halve.step, y, width, room->seen + (size_t)y * line);
+  /* Nothing bounds these but themselves. */
   Floats largest = all(1e-20f);
-  for (int i = 0; i < height * width * halved; i += LANES) largest = larger(largest, absolute(load(room->seen + i)));
+  for (int i = 0; i < count; i += LANES) largest = larger(largest, absolute(load(room->seen + i)));
   const float step = largest_of(largest) / (float)levels_for(encoder->widen.matrix.inputs);
   clear_border(room->maps[0], height, width, halved);
   for (int y = 0; y < height; y++)
-    line_to_levels(room->seen + (size_t)y * width * halved, width * halved, step, inner_line(room->maps[0], y, width, halved));
-  for (int y = 0; y < height; y++)
-    convolve(&encoder->widen, room->maps[0], step, y, width, room->tokens + (size_t)y * width * encoder->widen.matrix.outputs);
+    line_to_levels(room->seen + (size_t)y * line, line, step, inner_line(room->maps[0], y, width, halved));
+  const size_t tokens = (size_t)width * encoder->widen.matrix.outputs;
+  for (int y = 0; y < height; y++) convolve(&encoder->widen, room->maps[0], step, y, width, room->tokens + y * tokens);
 }
 
 /* The first encoder's tokens, and what the second one makes of them, to what the decoder reads. */
@@ -265,8 +274,9 @@ static void mix(const Encoder *encoder, const float *positions, int count, int w
   for (int first = 0; first < count; first += ROWS) {
     const int some = smaller_of(count - first, ROWS);
     for (int t = 0; t < some; t++) {
-      memcpy(room->wide + t * joined, room->x + (size_t)(first + t + 1) * hidden, hidden * sizeof *room->wide);
-      memcpy(room->wide + t * joined + hidden, room->tokens + (size_t)(first + t) * hidden, hidden * sizeof *room->wide);
+      float *row = room->wide + (size_t)t * joined;
+      memcpy(row, room->x + (size_t)(first + t + 1) * hidden, hidden * sizeof *row);
+      memcpy(row + hidden, room->tokens + (size_t)(first + t) * hidden, hidden * sizeof *row);
     }
     quantise_rows(room->wide, some, joined, &room->narrow);
     linear(&encoder->projector, &room->narrow, some, out + (size_t)first * encoder->projector.outputs);
@@ -313,8 +323,8 @@ int64_t canvas_room_bytes(const Encoder *encoder, int32_t height_px) {
   return (int64_t)lay_out(encoder, height_px, 0, &room);
 }
 
-/* pixels [height_px, width_px, 3]. positions: of the patches. mixing_positions: of the class token, which is in them, and
-   the tokens. room: canvas_room_bytes. out: a vector of each token. */
+/* pixels [height_px, width_px, 3]. positions: of the patches. mixing_positions: of the class token, which is in them,
+   and the tokens. room_bytes: canvas_room_bytes. out: a vector of each token. */
 void encode_canvas(const Encoder *encoder, const uint8_t *pixels, int32_t height_px, const float *positions,
                    const float *mixing_positions, char *room_bytes, float *out) {
   Room room;

@@ -1,5 +1,6 @@
-/* A canvas's prompt through a small decoder's layers, on processors without tiles: the arithmetic of `decoder` and `moe`
-for many tokens of one row. `canvas_prompts.py` says what shapes it takes and calls it, `step_library` builds it. */
+/* A canvas's prompt through a small decoder's layers, on processors without tiles: the arithmetic of `decoder` and
+`moe` for many tokens of one row. `canvas_prompts.py` says what shapes it takes and calls it; `step_library` builds
+it. */
 
 #include "level_products.h"
 
@@ -45,8 +46,8 @@ static void turn(const float *x, const float *cosines, const float *sines, float
 }
 
 /* A chunk of `some` tokens from x on: queries, keys and values, the first two turned. */
-static void project(const Decoder *decoder, const Layer *layer, const float *x, int first, int some, const float *cosines,
-                    const float *sines, float *keys, float *values, const Room *room) {
+static void project(const Decoder *decoder, const Layer *layer, const float *x, int first, int some,
+                    const float *cosines, const float *sines, float *keys, float *values, const Room *room) {
   const int hidden = decoder->hidden, count = room->attention.count;
   for (int t = 0; t < some; t++)
     normalise(x + (size_t)t * hidden, layer->before, room->normed + (size_t)t * hidden, hidden, decoder->eps);
@@ -138,9 +139,9 @@ static void pass_mlps(const Decoder *decoder, const Layer *layer, float *x, int 
     }
     pass_mlp(layer->experts + e, &room->gathered, count, room);
     for (int i = 0; i < count; i++) {
+      const float *made = room->made + (size_t)i * hidden, weight = weights[tokens[i]][e];
       float *to = x + (size_t)tokens[i] * hidden;
-      const float weight = weights[tokens[i]][e];
-      for (int d = 0; d < hidden; d += LANES) store(load(to + d) + load(room->made + (size_t)i * hidden + d) * weight, to + d);
+      for (int d = 0; d < hidden; d += LANES) store(load(to + d) + load(made + d) * weight, to + d);
     }
   }
 }
@@ -171,7 +172,7 @@ int64_t prompt_room_bytes(const Decoder *decoder, int32_t count) {
 }
 
 /* x [count, hidden]: embedded tokens; of the last one then what the last layer leaves. cosines and sines [count, HEAD].
-   keys and values: [heads, count, HEAD] of each layer, `layer_step` apart. room: prompt_room_bytes. */
+   keys and values: [heads, count, HEAD] of each layer, `layer_step` apart. room_bytes: prompt_room_bytes. */
 void read_prompt(const Decoder *decoder, int32_t count, float *x, const float *cosines, const float *sines, float *keys,
                  float *values, int64_t layer_step, char *room_bytes) {
   const int hidden = decoder->hidden;

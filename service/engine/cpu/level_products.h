@@ -199,7 +199,8 @@ static void put(const Attention *in, int head, int position, const float *query,
   const int inputs = padded(in->count, 2);
   const size_t of_head = (size_t)head * stored_positions(in), row = of_head + position;
   int16_t *keys = in->keys.levels + (of_head + position / PANEL * PANEL) * HEAD + position % PANEL * 2;
-  int16_t *values = in->values.levels + of_head * HEAD + (size_t)(position / 2) * PANEL * 2 + position % 2, levels[HEAD];
+  int16_t *values = in->values.levels + of_head * HEAD + (size_t)(position / 2) * PANEL * 2 + position % 2;
+  int16_t levels[HEAD];
   in->queries.scales[row] = quantise(query, in->queries.levels + row * HEAD, HEAD, 1.0f, QUERY_LEVELS);
   in->keys.scales[row] = quantise(key, levels, HEAD, 0.125f, KEY_LEVELS);
   for (int d = 0; d < HEAD; d += 2) memcpy(keys + d * PANEL, levels + d, 2 * sizeof *levels);

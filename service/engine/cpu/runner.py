@@ -159,7 +159,7 @@ class CpuRunner:
         self._torch_steps = "torch (no AMX)" if rounds_canvases and token_px and not has_tiles() else "torch"
         self._compiled: CanvasReader | None = None
         self._canvases = "bfloat16" if self._rounded else "torch"
-        if rounds_canvases and token_px and not self._rounded:
+        if rounds_canvases and token_px and not has_tiles():
             try:
                 self._compiled = canvas_reader(model, max_tokens + 1)
                 self._canvases = "compiled"
@@ -355,16 +355,16 @@ class CpuRunner:
             positions = [prompt.positions or range(len(prompt.ids)) for prompt in batch]
             positions_BL = torch.tensor([list(each) for each in positions], device=self._device)
             skipped = [each[-1] + 1 - len(each) for each in positions]
-            if self._rounded and self._rounded_lane and batch[0].is_plain_canvas:
-                window = self._rounded_lane.cache.open_rows(len(batch), ids_BL.shape[1], skipped)
+            is_canvas = batch[0].is_plain_canvas
+            lane = self._rounded_lane if self._rounded_lane and is_canvas else self._exact
+            window = lane.cache.open_rows(len(batch), ids_BL.shape[1], skipped)
+            if self._compiled and is_canvas:
+                logits_BK = self._compiled.prompts.read(embeds_BLD, positions_BL, window)
+            elif self._rounded and is_canvas:
                 logits_BK = self._rounded.decoder.read(embeds_BLD, positions_BL, window)
             else:
-                window = self._exact.cache.open_rows(len(batch), ids_BL.shape[1], skipped)
-                if self._compiled and batch[0].is_plain_canvas:
-                    logits_BK = self._compiled.prompts.read(embeds_BLD, positions_BL, window)
-                else:
-                    with self._adapted([prompt.adapter for prompt in batch], ids_BL.shape[1]):
-                        logits_BK = self._logits(embeds_BLD, positions_BL, None, window)
+                with self._adapted([prompt.adapter for prompt in batch], ids_BL.shape[1]):
+                    logits_BK = self._logits(embeds_BLD, positions_BL, None, window)
             draws = {row: each.draw for row, each in enumerate(batch) if each.draw}
             wanted = {row: each.num_alternatives for row, each in enumerate(batch) if each.num_alternatives}
             choices += self._choose(logits_BK, {}, draws, wanted)
