@@ -51,7 +51,7 @@ def error(found: list[Tensor], expected: list[Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize("places", [[(0, 5)], [(5, 5), (0, 5), (2, 5)], [(0, 10), (3, 5)]])
-def test_tokens_are_the_models_but_for_rounding(places, library):
+def test_tokens_are_the_models_up_to_rounding(places, library):
     model = canvas_model()
     bands = [band_of_noise(*place) for place in places]
     found = CanvasEncoder(library, model).encode(bands)

@@ -60,7 +60,7 @@ def assert_close(found, expected, limit: float = 0.002) -> None:
 
 @pytest.mark.parametrize(("rows", "length"), [(1, 1), (2, 2), (3, 9), (1, 31), (1, 64), (2, 101), (1, 281)])
 @pytest.mark.parametrize("changes", CHANGES)
-def test_logits_keys_and_values_are_the_models_but_for_rounding(rows, length, changes, library):
+def test_logits_keys_and_values_are_the_models_up_to_rounding(rows, length, changes, library):
     model = canvas_model(text_config=changes)
     inputs = embedded(model, rows, length)
     kept = inputs[0].clone()
