@@ -16,8 +16,6 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 # What `make serve` needs: all of it where that is installed already.
 SERVICE := $(or $(wildcard $(STAMP)),$(VENV)/.service)
-# Optional: where no C compiler is found, or the processor gains nothing, it stays away.
-STEP := service/engine/cpu/decode_step.so
 PACKAGES := service trainer shared
 SOURCES := $(wildcard service trainer shared tests benchmarks)
 YAML := docker-compose.yml deploy
@@ -31,13 +29,13 @@ SIDE_BY_SIDE := --numprocesses $(PROCESSES) --maxprocesses 4 --dist loadfile --n
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup serve test check docs ray-env audit sbom format lock test-gpu e2e chaos fuzz bench clean \
+.PHONY: help setup serve compiled test check docs ray-env audit sbom format lock test-gpu e2e chaos fuzz bench clean \
 	demo-loop deepseek-ocr-smoke deepseek-ocr-train deepseek-ocr-eval
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(STAMP) $(STEP) ## Make .venv and install the pinned packages and this project
+setup: $(STAMP) compiled ## Make .venv and install the pinned packages and this project
 
 # The lock file names torch, so no other package can bring in a torch of its own choice.
 $(STAMP): pyproject.toml deploy/env/dev.txt | $(BIN)/python
@@ -55,7 +53,8 @@ $(VENV)/.service: pyproject.toml deploy/env/service.txt | $(BIN)/python
 	@touch $@
 	@echo "Installed."
 
-$(STEP): service/engine/cpu/decode_step.c service/engine/cpu/step_library.py | $(BIN)/python
+# Optional: where no C compiler is found, or the processor gains nothing, there is none.
+compiled: | $(BIN)/python ## Compile what nano has in C, where this processor gains from it
 	@$(BIN)/python service/engine/cpu/step_library.py --where-useful
 
 $(BIN)/python:
@@ -64,7 +63,7 @@ $(BIN)/python:
 	@$(PYTHON) -m venv $(VENV) || \
 		{ rm -rf $(VENV); echo "python3 -m venv failed; on Debian: apt-get install python3-venv" >&2; exit 1; }
 
-serve: $(SERVICE) $(STEP) ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000); it prints how to try it
+serve: $(SERVICE) compiled ## Start the API on DEEPSYNTH_HOST:DEEPSYNTH_PORT (127.0.0.1:8000); it prints how to try it
 	@exec $(BIN)/python -m service serve $(ARGS)
 
 test: setup ## Run every test that needs neither a GPU nor anything outside Python
@@ -148,5 +147,5 @@ deepseek-ocr-eval: setup ## Measure error rates: make deepseek-ocr-eval ARGS="--
 	$(BIN)/python -m trainer evaluate $(ARGS)
 
 clean: ## Remove the virtual environment and every cache
-	rm -rf $(VENV) $(DOCS_VENV) $(RAY_VENV) $(STEP) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis .coverage
+	rm -rf $(VENV) $(DOCS_VENV) $(RAY_VENV) service/engine/cpu/*.so build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis .coverage
 	find $(SOURCES) -name __pycache__ -type d -prune -exec rm -rf {} +

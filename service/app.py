@@ -375,8 +375,8 @@ class _Composition:
             services.jobs.start()
         self._has_started = True
         info = self._engine.info
-        steps = {"steps": info.steps} if info.steps else {}
-        logger.info("ready", extra={"fields": {"model": info.model_id, "device": info.device, **steps}})
+        how = {name: said for name, said in (("canvases", info.canvases), ("steps", info.steps)) if said}
+        logger.info("ready", extra={"fields": {"model": info.model_id, "device": info.device, **how}})
         self._on_ready()
 
     async def _base_revisions(self) -> frozenset[str] | None:

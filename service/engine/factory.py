@@ -98,6 +98,7 @@ def make_engine(checkpoint: LoadedCheckpoint, limits: EngineLimits, model_id: st
         prepares_views=runner.prepares_views,
         skips_padding=runner.skips_padding,
         steps=runner.steps,
+        canvases=runner.canvases,
         adapter_slots=limits.adapter_slots,
         adapter_max_rank=limits.adapter_max_rank if limits.adapter_slots else 0,
         calibration=checkpoint.calibration,

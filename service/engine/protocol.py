@@ -177,6 +177,8 @@ class EngineInfo:
     """Whether a low canvas of lines costs less than one that fills its view."""
     steps: str = ""
     """How a CPU decodes canvases, for the log: `compiled`, and how many drafts, or `torch` and why; empty on a GPU."""
+    canvases: str = ""
+    """How a CPU reads them before: `bfloat16`, `compiled`, or `torch` and why; empty on a GPU."""
     adapter_slots: int = 0
     """Adapters that can be resident at once."""
     adapter_max_rank: int = 0

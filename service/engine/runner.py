@@ -96,6 +96,10 @@ class Runner(Protocol):
         """How a CPU decodes canvases: `compiled`, with drafts or without, or `torch` and why; empty on a GPU."""
 
     @property
+    def canvases(self) -> str:
+        """How a CPU reads them before: `bfloat16`, `compiled`, or `torch` and why; empty on a GPU."""
+
+    @property
     def kv_tokens(self) -> int:
         """Key and value tokens that all slots hold together."""
 

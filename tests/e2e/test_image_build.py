@@ -18,7 +18,9 @@ from typing import Any
 
 import pytest
 
+from service.engine.cpu import canvas_library
 from service.engine.cpu.compiled_step import VERSION
+from service.engine.cpu.step_library import CANVASES
 from shared.contract.text import cer
 from tests.support.buildah import Buildah, host_pip_mounts
 from tests.support.nano import needs_nano
@@ -200,14 +202,15 @@ def test_the_cpu_image_has_no_compiler_and_no_cuda_libraries(image: Image) -> No
     assert size < LARGEST_API_BYTES
 
 
-def test_the_cpu_image_has_the_compiled_step_on_x86(image: Image) -> None:
+def test_the_cpu_image_has_the_compiled_code_on_x86(image: Image) -> None:
     code = (
-        "import ctypes; from service.engine.cpu.step_library import LIBRARY; "
-        "print(ctypes.CDLL(str(LIBRARY)).decode_step_version() if LIBRARY.exists() else None)"
+        "import ctypes; from service.engine.cpu.step_library import CANVASES, DECODE_STEP; "
+        "libraries = [(DECODE_STEP, 'decode_step_version'), *((each, 'canvases_version') for each in CANVASES)]; "
+        "print([getattr(ctypes.CDLL(str(each.path)), name)() for each, name in libraries if each.path.exists()])"
     )
     done = image.run(["python", "-c", code])
-    expected = str(VERSION) if platform.machine() == "x86_64" else "None"
-    assert done.stdout.strip() == expected, done.stderr
+    versions = [VERSION, *[canvas_library.VERSION] * len(CANVASES)]
+    assert done.stdout.strip() == str(versions if platform.machine() == "x86_64" else []), done.stderr
 
 
 def test_the_training_image_runs_as_an_ordinary_user_and_has_no_service(trainer: Image) -> None:

@@ -45,12 +45,12 @@ def parse_events(text: str) -> list[tuple[str, dict[str, Any]]]:
     return events
 
 
-@pytest.mark.parametrize(("steps", "said"), [("compiled", {"steps": "compiled"}), ("", {})])
-async def test_the_log_says_what_is_ready_and_how_a_cpu_decodes(
-    steps: str, said: dict[str, str], caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("said", [{"canvases": "bfloat16", "steps": "compiled"}, {}])
+async def test_the_log_says_what_is_ready_and_how_a_cpu_reads(
+    said: dict[str, str], caplog: pytest.LogCaptureFixture
 ) -> None:
     engine = FakeEngine()
-    engine._info = replace(engine.info, steps=steps)
+    engine._info = replace(engine.info, **said)
     with caplog.at_level("INFO", "service.app"):
         async with running_service(SteeredEngine(engine)):
             pass

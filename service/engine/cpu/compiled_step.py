@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from service.engine.cpu.packed_weights import find_levels
-from service.engine.cpu.step_library import LIBRARY
+from service.engine.cpu.step_library import DECODE_STEP
 from shared.deepseek_ocr.draft_head import DraftHead
 
 VERSION = 2
@@ -296,7 +296,7 @@ def _fits(layer: LayerWeights, hidden: int) -> bool:
     )
 
 
-def load(path: Path = LIBRARY) -> ctypes.CDLL:
+def load(path: Path = DECODE_STEP.path) -> ctypes.CDLL:
     """Load the library.
 
     Args:

@@ -28,6 +28,8 @@ from torch import Tensor, nn
 
 from service.engine.answer_ring import AnswerRing
 from service.engine.cpu.bands import BandAssembler, BandFeatures, BandPixels, PartialFeatures, band_of, rows_of
+from service.engine.cpu.canvas_reader import CanvasReader, canvas_reader
+from service.engine.cpu.compiled_step import NoLibraryError
 from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SlotCache
 from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
 from service.engine.cpu.packed_linear import with_packed_layers
@@ -135,7 +137,7 @@ class CpuRunner:
         token_px: Side of what a vision token of the model shows, where the padding of canvases is left out (`bands`);
             None: all views are read whole.
         rounds_canvases: Whether canvases without their padding are encoded and their prompts read in bfloat16, where
-            the processor is made for that.
+            the processor is made for that, or else by compiled code, which rounds less.
         draft_head: Drafts tokens for those that are decoded by the compiled step; None: there is none.
     """
 
@@ -163,6 +165,14 @@ class CpuRunner:
         wants_rounded = rounds_canvases and token_px and self._packed and has_tiles()
         self._rounded = rounded_reader(model, max_tokens + 1, draft_head) if wants_rounded else None
         self._torch_steps = "torch (no AMX)" if rounds_canvases and token_px and not has_tiles() else "torch"
+        self._compiled: CanvasReader | None = None
+        self._canvases = "bfloat16" if self._rounded else "torch"
+        if rounds_canvases and token_px and not has_tiles():
+            try:
+                self._compiled = canvas_reader(model, max_tokens + 1)
+                self._canvases = "compiled"
+            except NoLibraryError as error:
+                self._canvases = f"torch ({error})"
         if self._packed and isinstance(model, nn.Module):
             model = with_packed_layers(model)
         self._model = model
@@ -213,6 +223,11 @@ class CpuRunner:
         """How canvases are decoded: `compiled`, with drafts or without, or `torch` and why."""
         return self._rounded.decoder.steps if self._rounded else self._torch_steps
 
+    @property
+    def canvases(self) -> str:
+        """How canvases are encoded and their prompts read: `bfloat16`, `compiled`, or `torch` and why."""
+        return self._canvases
+
     def warm_up(self) -> None:
         """Nothing to prepare."""
 
@@ -236,8 +251,10 @@ class CpuRunner:
         Returns:
             `[N, D]` for each view, in their order.
         """
-        tokens: dict[int, Tensor | BandFeatures] = {}
-        for indices in _group_equal([_place_of(view) for view in views]):
+        tokens: dict[int, Tensor | BandFeatures] = self._encode_compiled(views)
+        rest = [index for index in range(len(views)) if index not in tokens]
+        for places in _group_equal([_place_of(views[index]) for index in rest]):
+            indices = [rest[place] for place in places]
             alike = [views[index] for index in indices]
             bands = [view.band for view in alike if isinstance(view, BandPixels)]
             pixels = [view.pixels_HWC if isinstance(view, BandPixels) else np.asarray(view) for view in alike]
@@ -250,6 +267,17 @@ class CpuRunner:
             else:
                 tokens.update(zip(indices, self._model.encode_views(stacked_VHWC), strict=True))
         return [tokens[index] for index in range(len(views))]
+
+    def _encode_compiled(self, views: Sequence[View | BandPixels]) -> dict[int, Tensor | BandFeatures]:
+        """Those that the library encodes, by their indices."""
+        bands = {index: view for index, view in enumerate(views) if self._compiled and isinstance(view, BandPixels)}
+        if not self._compiled or not bands:
+            return {}
+        encoded = self._compiled.encoder.encode(list(bands.values()))
+        return {
+            index: BandFeatures(pixels.band, tokens_ND)
+            for (index, pixels), tokens_ND in zip(bands.items(), encoded, strict=True)
+        }
 
     @torch.inference_mode()
     def assemble(self, pages: Sequence[tuple[ViewPlan, Sequence[Any]]]) -> Tensor | PartialFeatures:
@@ -377,11 +405,14 @@ class CpuRunner:
             positions = [prompt.positions or range(len(prompt.ids)) for prompt in batch]
             positions_BL = torch.tensor([list(each) for each in positions], device=self._device)
             skipped = [each[-1] + 1 - len(each) for each in positions]
-            if self._rounded and self._rounded_lane and batch[0].is_plain_canvas:
-                window = self._rounded_lane.cache.open_rows(len(batch), ids_BL.shape[1], skipped)
+            is_canvas = batch[0].is_plain_canvas
+            lane = self._rounded_lane if self._rounded_lane and is_canvas else self._exact
+            window = lane.cache.open_rows(len(batch), ids_BL.shape[1], skipped)
+            if self._compiled and is_canvas:
+                logits_BK = self._compiled.prompts.read(embeds_BLD, positions_BL, window)
+            elif self._rounded and is_canvas:
                 logits_BK = self._rounded.decoder.read(embeds_BLD, positions_BL, window)
             else:
-                window = self._exact.cache.open_rows(len(batch), ids_BL.shape[1], skipped)
                 with self._adapted([prompt.adapter for prompt in batch], ids_BL.shape[1]):
                     logits_BK = self._logits(embeds_BLD, positions_BL, None, window)
             draws = {row: each.draw for row, each in enumerate(batch) if each.draw}

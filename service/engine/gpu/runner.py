@@ -71,6 +71,7 @@ class GpuRunner:
     prepares_views = True
     skips_padding = False
     steps = ""
+    canvases = ""
 
     def __init__(
         self,

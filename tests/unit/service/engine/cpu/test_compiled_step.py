@@ -15,6 +15,7 @@ from service.engine.cpu import compiled_step, rounded_decoder, step_library
 from service.engine.cpu.compiled_step import LayerWeights, NoLibraryError, can_compile
 from service.engine.cpu.kv_cache import SlotCache
 from service.engine.cpu.rounded_decoder import RoundedDecoder
+from service.engine.cpu.step_library import DECODE_STEP
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.moe import Gate
 from shared.deepseek_ocr.quantisation import dequantise_rows, quantise_rows
@@ -39,9 +40,9 @@ needs_library = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def library(tmp_path_factory):
-    path = tmp_path_factory.mktemp("library") / "decode_step.so"
-    step_library.build(path)
-    return compiled_step.load(path)
+    library = replace(DECODE_STEP, folder=tmp_path_factory.mktemp("library"))
+    step_library.build(library)
+    return compiled_step.load(library.path)
 
 
 def refuse() -> ctypes.CDLL:
@@ -366,11 +367,11 @@ def test_a_processor_without_such_numbers_loads_none(tmp_path, monkeypatch):
 
 @needs_library
 def test_another_versions_library_is_not_called(tmp_path, monkeypatch):
-    path = tmp_path / "decode_step.so"
-    step_library.build(path)
+    library = replace(DECODE_STEP, folder=tmp_path)
+    step_library.build(library)
     monkeypatch.setattr(compiled_step, "VERSION", compiled_step.VERSION + 1)
     with pytest.raises(NoLibraryError, match="another version"):
-        compiled_step.load(path)
+        compiled_step.load(library.path)
 
 
 @needs_library

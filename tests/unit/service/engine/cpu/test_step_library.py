@@ -1,4 +1,4 @@
-"""Building the compiled step: where, when, and what is said."""
+"""Building the compiled code for CPUs: where, when, and what is said."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ import platform
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from service.engine.cpu import step_library
+from service.engine.cpu.step_library import CANVASES, DECODE_STEP, FOLDER, build, useful_here
 
-USEFUL = "flags : fpu avx512_bf16 amx_bf16 amx_tile\n"
+LIBRARIES = (DECODE_STEP, *CANVASES)
+WITH_TILES = "flags : fpu avx2 fma bmi2 avx512_bf16 avx512_vnni avx512bw avx512dq avx512vl amx_bf16 amx_tile\n"
 needs_compiler = pytest.mark.skipif(
     shutil.which("cc") is None or platform.machine() not in step_library.PROCESSORS,
     reason="needs a C compiler for x86-64",
@@ -31,48 +34,75 @@ def processor(tmp_path, monkeypatch):
     return say
 
 
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Where the decode step is built from a copy of its source."""
+    source = tmp_path / "decode_step.c"
+    shutil.copy(DECODE_STEP.sources[0], source)
+    monkeypatch.setattr(step_library, "DECODE_STEP", replace(DECODE_STEP, sources=(source,), folder=tmp_path))
+    return tmp_path
+
+
 @needs_compiler
-def test_it_is_built_where_that_is_useful_and_again_only_if_its_source_is_newer(tmp_path, processor, monkeypatch):
-    source, path = tmp_path / "decode_step.c", tmp_path / "decode_step.so"
-    source.write_bytes(step_library.SOURCE.read_bytes())
+def test_it_is_built_where_that_is_useful_and_again_only_if_a_source_is_newer(folder, processor):
+    source, header, path = folder / "decode_step.c", folder / "other.h", folder / "decode_step.so"
     os.utime(source, (1000, 1000))
-    monkeypatch.setattr(step_library, "SOURCE", source)
-    processor(USEFUL)
-    assert step_library.build_where_useful(path).startswith("Compiled")
+    processor(WITH_TILES)
+    assert step_library.build_where_useful().startswith("Compiled")
     os.utime(path, (2000, 2000))
-    assert step_library.build_where_useful(path) == ""
+    assert step_library.build_where_useful() == ""
     assert path.stat().st_mtime == 2000
     os.utime(source, (3000, 3000))
-    assert step_library.build_where_useful(path).startswith("Compiled")
+    assert step_library.build_where_useful().startswith("Compiled")
+    header.touch()
+    os.utime(path, (4000, 4000))
+    assert step_library.build_where_useful().startswith("Compiled")
 
 
-@pytest.mark.parametrize("said", ["flags : fpu avx512_bf16\n", "Features : fp asimd bf16\n", ""])
-def test_nothing_is_built_or_said_where_nothing_is_gained(said, tmp_path, processor):
+@pytest.mark.parametrize(
+    ("said", "names"),
+    [
+        (WITH_TILES, ["decode_step"]),
+        (WITH_TILES.replace("amx_bf16", ""), ["canvases_avx512"]),
+        ("flags : avx2 fma bmi2 avx_vnni\n", ["canvases_avxvnni"]),
+        ("flags : avx2 fma bmi2\n", ["canvases_avx2"]),
+        ("flags : avx2 fma bmi2 avx512_vnni\n", ["canvases_avx2"]),
+        ("flags : avx sse2\n", []),
+        ("Features : fp asimd bf16\n", []),
+        ("", []),
+    ],
+)
+def test_what_a_processor_gains_from(said, names, processor):
     processor(said)
-    assert step_library.build_where_useful(tmp_path / "decode_step.so") == ""
-    assert not (tmp_path / "decode_step.so").exists()
+    assert [each.name for each in useful_here()] == names
+
+
+def test_nothing_is_built_or_said_where_nothing_is_gained(processor, monkeypatch):
+    monkeypatch.setattr(step_library, "build", None)
+    processor("Features : fp asimd bf16\n")
+    assert step_library.build_where_useful() == ""
 
 
 def test_a_system_that_tells_nothing_of_its_processor_builds_none(tmp_path, monkeypatch):
     monkeypatch.setattr(step_library, "CPU_INFO", tmp_path / "none")
-    assert step_library.build_where_useful(tmp_path / "decode_step.so") == ""
+    assert step_library.build_where_useful() == ""
 
 
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
-def test_without_a_compiler_that_works_it_says_so_and_does_not_fail(compiler, tmp_path, processor):
-    processor(USEFUL)
-    assert "slower" in step_library.build_where_useful(tmp_path / "decode_step.so", compiler)
-    assert not (tmp_path / "decode_step.so").exists()
+def test_without_a_compiler_that_works_it_says_so_and_does_not_fail(compiler, folder, processor):
+    processor(WITH_TILES)
+    assert "slower" in step_library.build_where_useful(compiler)
+    assert not (folder / "decode_step.so").exists()
 
 
 @needs_compiler
-def test_a_build_that_fails_leaves_no_library(tmp_path, monkeypatch):
+def test_a_build_that_fails_leaves_no_library(tmp_path):
     source = tmp_path / "decode_step.c"
     source.write_text("this is not C\n")
-    monkeypatch.setattr(step_library, "SOURCE", source)
+    library = replace(DECODE_STEP, sources=(source,), folder=tmp_path)
     with pytest.raises(subprocess.CalledProcessError):
-        step_library.build(tmp_path / "decode_step.so")
-    assert not (tmp_path / "decode_step.so").exists()
+        build(library)
+    assert not library.path.exists()
 
 
 def test_the_command_names_a_compiler_that_is_missing(capsys):
@@ -91,9 +121,9 @@ def test_another_processor_has_no_library(monkeypatch, capsys):
 
 
 @needs_compiler
-def test_an_images_stage_builds_it_with_these_two_files_and_no_package(tmp_path):
-    for each in (step_library.SOURCE, step_library.__file__):
+def test_an_images_stage_builds_all_with_these_files_and_no_package(tmp_path):
+    for each in (*FOLDER.glob("*.c"), *FOLDER.glob("*.h"), FOLDER / "step_library.py"):
         shutil.copy(each, tmp_path)
     command = [sys.executable, "-I", "-S", str(tmp_path / "step_library.py")]
     subprocess.run(command, check=True, cwd="/", timeout=120)
-    assert (tmp_path / "decode_step.so").is_file()
+    assert {each.name for each in tmp_path.glob("*.so")} == {each.path.name for each in LIBRARIES}

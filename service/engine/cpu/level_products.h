@@ -1,0 +1,285 @@
+/* Products with weights of whole numbers, for processors without tiles.
+
+A checkpoint such as nano's has its weights as levels, -127 to 127, and a scale for each output. What is multiplied by
+them is rounded to levels too, of up to 15 bits with a scale for each row, so that products and their sums are exact
+and a register takes twice as many of them as in float32.
+
+Levels [O, I] are laid out [O / PANEL][I / 2][PANEL][2], so that one register holds two inputs of LANES outputs. */
+
+#pragma once
+
+#include <immintrin.h>
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define HEAD 64
+#define ROWS 100 /* that go through a layer together */
+#define WEIGHT_LEVELS 127
+#define MOST_LEVELS 32767
+/* HEAD products of both fit into 31 bits. */
+#define QUERY_LEVELS 8191
+#define KEY_LEVELS 4095
+
+#if defined(__AVX512VNNI__)
+#define LANES 16
+#define BLOCK 10 /* rows whose sums stay in registers */
+#else
+#define LANES 8
+#define BLOCK 5
+#endif
+#define PANEL (2 * LANES)
+
+typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef int16_t Shorts __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
+typedef int16_t Narrow __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+
+#if LANES == 16
+INLINE Ints add_products(Ints sums, Ints a, Ints b) {
+  return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+}
+INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
+INLINE Ints nearest(Floats x) { return (Ints)_mm512_cvtps_epi32((__m512)x); }
+INLINE float sum_of(Floats x) { return _mm512_reduce_add_ps((__m512)x); }
+INLINE float largest_of(Floats x) { return _mm512_reduce_max_ps((__m512)x); }
+#else
+#if defined(__AVXVNNI__)
+INLINE Ints add_products(Ints sums, Ints a, Ints b) {
+  return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sums, (__m256i)a, (__m256i)b);
+}
+#else
+INLINE Ints add_products(Ints sums, Ints a, Ints b) {
+  return sums + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+}
+#endif
+INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm256_max_ps((__m256)a, (__m256)b); }
+INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm256_min_ps((__m256)a, (__m256)b); }
+INLINE Ints nearest(Floats x) { return (Ints)_mm256_cvtps_epi32((__m256)x); }
+INLINE float sum_of(Floats x) {
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
+}
+INLINE float largest_of(Floats x) {
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
+}
+#endif
+
+typedef struct {
+  const int16_t *levels;
+  const float *scales, *bias; /* of the outputs; bias NULL: none */
+  int32_t inputs, outputs;
+} Matrix;
+
+INLINE Floats all(float x) { return x - (Floats){}; }
+INLINE Floats load(const float *from) { return *(const Floats *)from; }
+INLINE void store(Floats x, float *to) { *(Floats *)to = x; }
+INLINE Floats absolute(Floats x) { return larger(x, -x); }
+INLINE void store_levels(Floats x, int16_t *to) { *(Narrow *)to = __builtin_convertvector(nearest(x), Narrow); }
+
+/* Most levels that inputs may have for their sums to fit. */
+static int levels_for(int inputs) {
+  const int most = INT32_MAX / (WEIGHT_LEVELS * inputs);
+  return most < MOST_LEVELS ? most : MOST_LEVELS;
+}
+
+INLINE Floats exponential(Floats x) {
+  /* Cephes' polynomial; beyond these bounds float32 has no exponentials. */
+  x = larger(smaller(x, all(88.0f)), all(-87.0f));
+  const Ints n = nearest(x * 1.44269504f);
+  const Floats whole = __builtin_convertvector(n, Floats);
+  const Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
+  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * (r * r) + r + 1.0f;
+  return p * (Floats)((n + 127) << 23);
+}
+
+/* Round a row to levels, `most` at most; returns their scale, times the factor. */
+static float quantise(const float *x, int16_t *levels, int count, float factor, int most) {
+  Floats largest = all(0.0f);
+  for (int i = 0; i < count; i += LANES) largest = larger(largest, absolute(load(x + i)));
+  const float peak = fmaxf(largest_of(largest), 1e-20f), to_levels = (float)most / peak;
+  for (int i = 0; i < count; i += LANES) store_levels(load(x + i) * to_levels, levels + i);
+  return peak * factor / (float)most;
+}
+
+/* Where a product's inputs are: those of row t at x + t * step, in `segments` pieces of so many pairs. */
+typedef struct {
+  const int16_t *x;
+  const float *scales; /* of the rows */
+  int step, pairs, segments, segment_step;
+} Inputs;
+
+INLINE Ints pair_at(const int16_t *x) {
+  int32_t pair;
+  memcpy(&pair, x, sizeof pair);
+  return pair - (Ints){};
+}
+
+/* BLOCK rows and PANEL outputs. */
+static void product_block(const Matrix *matrix, int panel, const Inputs *inputs, int row, float *y, int y_step) {
+  Ints sums[BLOCK][2];
+  for (int t = 0; t < BLOCK; t++) sums[t][0] = sums[t][1] = (Ints){};
+  const int16_t *weights = matrix->levels + (size_t)panel * PANEL * matrix->inputs;
+  const int step = inputs->step;
+  for (int s = 0; s < inputs->segments; s++) {
+    const int16_t *x = inputs->x + (size_t)row * step + (size_t)s * inputs->segment_step;
+    for (int k = 0; k < inputs->pairs; k++, weights += 2 * PANEL, x += 2) {
+      const Ints a = (Ints) * (const Shorts *)weights, b = (Ints) * (const Shorts *)(weights + PANEL);
+#pragma GCC unroll 10
+      for (int t = 0; t < BLOCK; t++) {
+        const Ints two = pair_at(x + t * step);
+        sums[t][0] = add_products(sums[t][0], a, two);
+        sums[t][1] = add_products(sums[t][1], b, two);
+      }
+    }
+  }
+  const int o = panel * PANEL;
+  for (int half = 0; half < 2; half++) {
+    const Floats scale = load(matrix->scales + o + half * LANES);
+    const Floats bias = matrix->bias ? load(matrix->bias + o + half * LANES) : all(0.0f);
+    for (int t = 0; t < BLOCK; t++)
+      store(__builtin_convertvector(sums[t][half], Floats) * (scale * inputs->scales[row + t]) + bias,
+            y + (size_t)(row + t) * y_step + o + half * LANES);
+  }
+}
+
+/* All outputs of some rows, and of those that fill the last block, for which there must be room. */
+static void product(const Matrix *matrix, const Inputs *inputs, int rows, float *y, int y_step) {
+  for (int panel = 0; panel < matrix->outputs / PANEL; panel++)
+    for (int row = 0; row < rows; row += BLOCK) product_block(matrix, panel, inputs, row, y, y_step);
+}
+
+/* Levels of rows, and a scale for each. */
+typedef struct {
+  int16_t *levels;
+  float *scales;
+} Rows;
+
+INLINE int padded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
+INLINE int larger_of(int a, int b) { return a > b ? a : b; }
+INLINE int smaller_of(int a, int b) { return a < b ? a : b; }
+
+static void linear(const Matrix *matrix, const Rows *rows, int count, float *y) {
+  const Inputs inputs = {rows->levels, rows->scales, matrix->inputs, matrix->inputs / 2, 1, 0};
+  product(matrix, &inputs, count, y, matrix->outputs);
+}
+
+static void quantise_rows(const float *x, int count, int width, const Rows *to) {
+  for (int t = 0; t < count; t++)
+    to->scales[t] = quantise(x + (size_t)t * width, to->levels + (size_t)t * width, width, 1.0f, levels_for(width));
+}
+
+static void add(float *x, const float *y, int count) {
+  for (int i = 0; i < count; i += LANES) store(load(x + i) + load(y + i), x + i);
+}
+
+
+/* Attention among `count` positions. Keys are laid out as the levels of a matrix with an output for each position,
+   values as those of one with an input for each. */
+typedef struct {
+  int count;
+  Rows queries, keys, values; /* by heads */
+  float *scores, *biases;
+  Rows shares;
+} Attention;
+
+INLINE int stored_positions(const Attention *in) { return padded(in->count, PANEL); }
+
+static void put(const Attention *in, int head, int position, const float *query, const float *key, const float *value) {
+  const int inputs = padded(in->count, 2);
+  const size_t of_head = (size_t)head * stored_positions(in), row = of_head + position;
+  int16_t *keys = in->keys.levels + (of_head + position / PANEL * PANEL) * HEAD + position % PANEL * 2;
+  int16_t *values = in->values.levels + of_head * HEAD + (size_t)(position / 2) * PANEL * 2 + position % 2;
+  int16_t levels[HEAD];
+  in->queries.scales[row] = quantise(query, in->queries.levels + row * HEAD, HEAD, 1.0f, QUERY_LEVELS);
+  in->keys.scales[row] = quantise(key, levels, HEAD, 0.125f, KEY_LEVELS);
+  for (int d = 0; d < HEAD; d += 2) memcpy(keys + d * PANEL, levels + d, 2 * sizeof *levels);
+  in->values.scales[row] = quantise(value, levels, HEAD, 1.0f, MOST_LEVELS);
+  for (int d = 0; d < HEAD; d++) values[(size_t)(d / PANEL) * PANEL * inputs + d % PANEL * 2] = levels[d];
+}
+
+INLINE Rows queries_from(const Attention *in, int head, int first) {
+  const size_t row = (size_t)head * stored_positions(in) + first;
+  return (Rows){in->queries.levels + row * HEAD, in->queries.scales + row};
+}
+
+/* Scores of a block of queries, from the first one on, with the first `seen` positions. */
+static void score(const Attention *in, int head, int first, int seen) {
+  const int stored = stored_positions(in);
+  const size_t row = (size_t)head * stored;
+  for (int s = in->count; s < stored; s++) in->keys.scales[row + s] = in->values.scales[row + s] = 0.0f;
+  const Matrix keys = {in->keys.levels + row * HEAD, in->keys.scales + row, NULL, HEAD, padded(seen, PANEL)};
+  const Rows queries = queries_from(in, head, first);
+  linear(&keys, &queries, BLOCK, in->scores);
+}
+
+/* Scores of the block's query t, with the biases, to levels: each position's share times the scale of its value. A
+   position is left out by a bias of LEFT_OUT, as all beyond `seen` must be, up to a multiple of PANEL. */
+#define LEFT_OUT -1e30f
+static void share(const Attention *in, int head, int t, int seen) {
+  const int end = padded(seen, PANEL);
+  const float *value_scales = in->values.scales + (size_t)head * stored_positions(in);
+  float *scores = in->scores + (size_t)t * end;
+  Floats largest = all(LEFT_OUT), total = all(0.0f), weighted = all(0.0f);
+  for (int s = 0; s < end; s += LANES) {
+    const Floats score = load(scores + s) + load(in->biases + s);
+    largest = larger(largest, score);
+    store(score, scores + s);
+  }
+  const float most = largest_of(largest);
+  for (int s = 0; s < end; s += LANES) {
+    const Floats weight = exponential(load(scores + s) - most), value = weight * load(value_scales + s);
+    total += weight;
+    weighted += value;
+    store(value, scores + s);
+  }
+  const float sum = sum_of(weighted), to_levels = MOST_LEVELS / sum;
+  int16_t *levels = in->shares.levels + (size_t)t * end;
+  for (int s = 0; s < end; s += LANES) store_levels(load(scores + s) * to_levels, levels + s);
+  in->shares.scales[t] = sum / (MOST_LEVELS * sum_of(total));
+}
+
+/* What the block's queries see of the first `seen` positions, [BLOCK, HEAD] in rows of `step`. */
+static void see(const Attention *in, int head, int seen, float *y, int step) {
+  float ones[HEAD];
+  for (int d = 0; d < HEAD; d++) ones[d] = 1.0f;
+  const int16_t *levels = in->values.levels + (size_t)head * stored_positions(in) * HEAD;
+  const Matrix values = {levels, ones, NULL, padded(in->count, 2), HEAD};
+  const Inputs shares = {in->shares.levels, in->shares.scales, padded(seen, PANEL), padded(seen, 2) / 2, 1, 0};
+  product(&values, &shares, BLOCK, y, step);
+}
+
+/* Hands out parts of a piece of memory, or counts what they need. */
+static void *take(uintptr_t *at, size_t bytes) {
+  void *taken = (void *)*at;
+  *at += (bytes + 127) / 64 * 64; /* with a register more, which a loop may read or write beyond its last */
+  return taken;
+}
+
+static Rows take_rows(uintptr_t *at, size_t rows, size_t width) {
+  int16_t *levels = take(at, rows * width * sizeof *levels);
+  float *scales = take(at, rows * sizeof *scales);
+  return (Rows){levels, scales};
+}
+
+static Attention take_attention(uintptr_t *at, int most, int heads) {
+  const size_t stored = padded(most, PANEL);
+  Attention taken = {.count = most};
+  taken.queries = take_rows(at, stored * heads + BLOCK, HEAD); /* The last head's last block may reach beyond it. */
+  taken.keys = take_rows(at, stored * heads, HEAD);
+  taken.values = take_rows(at, stored * heads, HEAD);
+  taken.scores = take(at, BLOCK * stored * sizeof *taken.scores);
+  taken.biases = take(at, stored * sizeof *taken.biases);
+  taken.shares = take_rows(at, BLOCK, stored);
+  return taken;
+}
