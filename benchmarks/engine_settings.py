@@ -58,9 +58,9 @@ from benchmarks.origin import command, keep, origin
 from benchmarks.random_model import NO_LOOPS, PAGE, SMALL, noise_pages, random_checkpoint, random_model
 from service.engine.config import EngineLimits
 from service.engine.cpu import kv_cache, packed_decoder
+from service.engine.cpu.compiled_decoder import CompiledDecoder
 from service.engine.cpu.compiled_step import MAX_TOKENS
 from service.engine.cpu.kv_cache import SlotCache
-from service.engine.cpu.rounded_decoder import RoundedDecoder
 from service.engine.cpu.runner import CpuRunner, Prompt
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
@@ -446,9 +446,7 @@ def drafts(arguments: argparse.Namespace) -> dict[str, Any]:
     del arguments
     model: Any = load_checkpoint(NANO).model
     text = model.config.text_config
-    decoder = RoundedDecoder(model, 1024, DraftHead(text.hidden_size, text.rms_norm_eps))
-    if not decoder.can_draft:
-        raise SystemExit(f"steps are not compiled: {decoder.steps}")
+    decoder = CompiledDecoder(model, 1024, DraftHead(text.hidden_size, text.rms_norm_eps))
     table = {}
     for rows in DRAFT_ROWS:
         held = SlotCache(

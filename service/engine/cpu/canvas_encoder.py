@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from service.engine.cpu.bands import BandPixels
 from service.engine.cpu.canvas_library import HEAD_DIM, OUTPUTS, ROWS, Keeper, Matrix, Rooms, most_levels
-from service.engine.cpu.compiled_step import NoLibraryError
+from service.engine.cpu.loaded_library import NoLibraryError
 from shared.deepseek_ocr.clip import ClipLayer
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.protocol import OcrModel

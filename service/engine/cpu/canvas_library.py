@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from service.engine.cpu.compiled_step import NoLibraryError
+from service.engine.cpu.loaded_library import NoLibraryError, load_first
 from service.engine.cpu.packed_weights import find_levels
 from service.engine.cpu.step_library import CANVASES, Library
 
@@ -94,31 +94,8 @@ def most_levels(inputs: int) -> int:
 
 
 def load(libraries: Sequence[Library] = CANVASES) -> ctypes.CDLL:
-    """Load the first library that this processor can run.
-
-    Args:
-        libraries: The best first.
-
-    Returns:
-        Its functions.
-
-    Raises:
-        NoLibraryError: None was built, or it is another version's, or has no place on this processor; says which.
-    """
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    fit = [each.path for each in libraries if all(capabilities.get(name) for name in each.capabilities)]
-    if not fit:
-        raise NoLibraryError("no AVX2")
-    path = next((each for each in fit if each.is_file()), None)
-    if path is None:
-        raise NoLibraryError("not built")
-    try:
-        library = ctypes.CDLL(str(path))
-        version = library.canvases_version()
-    except (OSError, AttributeError):
-        raise NoLibraryError("the library cannot be loaded") from None
-    if version != VERSION:
-        raise NoLibraryError("the library is another version's")
+    """Load the first library that this processor can run; see `load_first`."""
+    library = load_first(libraries, "canvases_version", VERSION)
     library.canvas_room_bytes.restype = library.prompt_room_bytes.restype = ctypes.c_int64
     library.encode_canvas.restype = library.read_prompt.restype = None
     return library

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from service.engine.cpu.canvas_library import HEAD_DIM, OUTPUTS, Keeper, Matrix, Rooms
-from service.engine.cpu.compiled_step import NoLibraryError
 from service.engine.cpu.kv_cache import PrefillWindow
+from service.engine.cpu.loaded_library import NoLibraryError
 from service.engine.cpu.packed_decoder import signed_rotary_tables
 from shared.deepseek_ocr.decoder import DecoderLayer
 from shared.deepseek_ocr.moe import MixtureOfExperts, Mlp

@@ -13,7 +13,7 @@ from torch import nn
 from service.engine.cpu.canvas_encoder import CanvasEncoder
 from service.engine.cpu.canvas_library import load
 from service.engine.cpu.canvas_prompts import PromptReader
-from service.engine.cpu.compiled_step import NoLibraryError
+from service.engine.cpu.loaded_library import NoLibraryError
 from shared.deepseek_ocr.protocol import OcrModel
 
 

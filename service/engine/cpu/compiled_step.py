@@ -13,43 +13,22 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from service.engine.cpu.layer_weights import LayerWeights
+from service.engine.cpu.loaded_library import load_first
 from service.engine.cpu.packed_weights import find_levels
-from service.engine.cpu.step_library import DECODE_STEP
+from service.engine.cpu.step_library import DECODE_STEPS, Library
 from shared.deepseek_ocr.draft_head import DraftHead
 
-VERSION = 2
+VERSION = 3
 """Of the library's functions; another one's is not called."""
 HEAD_DIM = 64
 MAX_EXPERTS, MAX_PARTS = 16, 32
 MAX_TOKENS = 4
 """Of one row in a step."""
-
-
-class NoLibraryError(Exception):
-    """Steps are torch's; says why in a few words."""
-
-
-@dataclass(frozen=True, slots=True)
-class LayerWeights:
-    """A layer's matrices, `[O, I]`, float32, with the norms' weights multiplied in."""
-
-    qkv: Tensor
-    out: Tensor
-    gate_up: Tensor
-    """Gates of all parts, then ups."""
-    down: Tensor
-    router: Tensor | None
-    parts: int = 1
-    """Of the MLP, equally wide: experts, then what every token passes."""
-    top_k: int = 0
-    normalise: bool = False
-    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +100,9 @@ class CompiledStep:
         eps: Of the norms.
         head: From `language_head`; None: `run` gives no logits.
         drafts: Proposes tokens, of the decoder's width; only with `head`.
+
+    Attributes:
+        build: For which processors the library was built.
     """
 
     def __init__(
@@ -132,6 +114,8 @@ class CompiledStep:
         drafts: DraftHead | None = None,
     ) -> None:
         self._step, self._draft = library.decode_step, library.draft_tokens
+        self._lanes: int = library.decode_step_lanes()
+        self.build = "AVX-512" if self._lanes == 16 else "AVX2"
         self._kept: list[Tensor] = []
         described = [self._describe(layer) for layer in layers]
         self._hidden = layers[0].out.shape[0]
@@ -246,8 +230,10 @@ class CompiledStep:
 
     def _describe_outputs(self, head: LanguageHead) -> list[int]:
         return [
-            self._keep(each)
-            for each in (head.embeddings_VH, head.norm_H, _laid_out(head.levels_VH), head.scale_V.float().contiguous())
+            self._keep(head.embeddings_VH),
+            self._keep(head.norm_H),
+            self._lay_out(head.levels_VH),
+            self._keep(head.scale_V.float().contiguous()),
         ]
 
     def _describe_drafts(self, head: DraftHead) -> _DraftHead:
@@ -257,18 +243,23 @@ class CompiledStep:
         assert head.gate_up.weight.shape == (4 * hidden, hidden)
         assert head.down.weight.shape == (hidden, 2 * hidden)
         mix = head.mix.weight * torch.cat([ones_H, head.token_norm.weight])
-        mlp = _Layer(gate_up=self._keep(_laid_out(head.gate_up.weight * head.mlp_norm.weight)))
-        mlp.down, mlp.width, mlp.parts = self._keep(_laid_out(head.down.weight)), head.down.in_features, 1
-        return _DraftHead(self._keep(_laid_out(mix)), mlp, self._keep(head.norm.weight.detach().contiguous()))
+        mlp = _Layer(gate_up=self._lay_out(head.gate_up.weight * head.mlp_norm.weight))
+        mlp.down, mlp.width, mlp.parts = self._lay_out(head.down.weight), head.down.in_features, 1
+        return _DraftHead(self._lay_out(mix), mlp, self._keep(head.norm.weight.detach().contiguous()))
 
     def _describe(self, layer: LayerWeights) -> _Layer:
         hidden, width = layer.down.shape
         by_part = layer.gate_up.view(2, layer.parts, -1, hidden).transpose(0, 1).reshape(2 * width, hidden)
         downs = layer.down.view(hidden, layer.parts, -1).transpose(0, 1).reshape(hidden * layer.parts, -1)
-        matrices = [self._keep(_laid_out(each)) for each in (layer.qkv, layer.out, by_part, downs)]
+        matrices = [self._lay_out(each) for each in (layer.qkv, layer.out, by_part, downs)]
         router = None if layer.router is None else self._keep(layer.router.detach().float().contiguous())
         experts = 0 if layer.router is None else len(layer.router)
         return _Layer(*matrices, router, width, layer.parts, experts, layer.top_k, layer.normalise, layer.scale)
+
+    def _lay_out(self, weight_OI: Tensor) -> int:
+        outputs, inputs = weight_OI.shape
+        blocks = weight_OI.detach().bfloat16().view(outputs // self._lanes, self._lanes, inputs // 2, 2)
+        return self._keep(blocks.transpose(1, 2).contiguous())
 
     def _keep(self, tensor: Tensor) -> int:
         self._kept.append(tensor)
@@ -296,37 +287,9 @@ def _fits(layer: LayerWeights, hidden: int) -> bool:
     )
 
 
-def load(path: Path = DECODE_STEP.path) -> ctypes.CDLL:
-    """Load the library.
-
-    Args:
-        path: Its file.
-
-    Returns:
-        Its functions.
-
-    Raises:
-        NoLibraryError: It was not built, is another version's or has no place on this processor; says which.
-    """
-    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    if not capabilities.get("avx512_bf16"):
-        raise NoLibraryError("no AVX-512 BF16")
-    if not path.is_file():
-        raise NoLibraryError("not built")
-    try:
-        library = ctypes.CDLL(str(path))
-        version = library.decode_step_version()
-    except (OSError, AttributeError):
-        raise NoLibraryError("the library cannot be loaded") from None
-    if version != VERSION:
-        raise NoLibraryError("the library is another version's")
-    return library
-
-
-def _laid_out(weight_OI: Tensor) -> Tensor:
-    outputs, inputs = weight_OI.shape
-    blocks = weight_OI.detach().bfloat16().view(outputs // 16, 16, inputs // 2, 2)
-    return blocks.transpose(1, 2).contiguous()
+def load(libraries: Sequence[Library] = DECODE_STEPS) -> ctypes.CDLL:
+    """Load the first library that this processor can run; see `load_first`."""
+    return load_first(libraries, "decode_step_version", VERSION)
 
 
 def _pointers(*tensors: Tensor) -> list[ctypes.c_void_p]:

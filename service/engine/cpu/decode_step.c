@@ -1,25 +1,28 @@
 /* A token for every row, or several, through a small decoder: the arithmetic of `rounded_decoder` in one call. And the
    tokens that a draft head proposes (`shared/deepseek_ocr/draft_head.py`).
 
-Weights, keys, values and queries are bfloat16, all else float32: a processor adds up products of widened weights faster
-than those of pairs of bfloat16. Needs AVX-512 with BF16; `compiled_step` builds it, says what shapes it takes and calls
-it. Each token is computed, bit for bit, as if it were alone: sums have one order, however many tokens share the weights
-and keys that are read for them. So the compiler must not join products and sums where the source does not.
+Weights, keys and values are bfloat16, all else float32: processors without tiles add up products of widened numbers
+faster than those of pairs of bfloat16. `compiled_step` says what shapes it takes and calls it; `step_library` builds it.
+Each token is computed, bit for bit, as if it were alone: sums have one order, however many tokens share the weights and
+keys that are read for them. So the compiler must not join products and sums where the source does not.
 
-Weights [O, I] are laid out [O / 16][I / 2][16][2], so that one register holds two inputs of 16 outputs. */
+Weights [O, I] are laid out [O / LANES][I / 2][LANES][2], so that one register holds two inputs of LANES outputs. */
 
-#include <immintrin.h>
 #include <math.h>
-#include <stdint.h>
 #include <string.h>
+
+#include "lanes.h"
 
 #define HEAD 64
 #define MAX_EXPERTS 16
 #define MAX_PARTS 32
 #define MAX_TOKENS 4 /* Of a row in one call. */
-#define ROWS_AT_ONCE 8
 #define AHEAD 4096 /* Bytes that are fetched before they are used: the processor itself does not look beyond a page. */
-#define INLINE static inline __attribute__((always_inline))
+#if LANES == 16
+#define ROWS_AT_ONCE 8 /* Whose sums stay in registers. */
+#else
+#define ROWS_AT_ONCE 6
+#endif
 
 typedef uint16_t bf16;
 
@@ -55,57 +58,50 @@ typedef struct {
   int32_t *chosen;      /* [tokens] */
 } Room;
 
-int32_t decode_step_version(void) { return 2; }
+int32_t decode_step_version(void) { return 3; }
 
-INLINE __m512 exponential(__m512 x) {
-  /* Cephes' polynomial; beyond these bounds float32 has no exponentials. */
-  x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.0f)), _mm512_set1_ps(-87.0f));
-  const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
-  __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-  r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-  __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.3981999507e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(8.3334519073e-3f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(4.1665795894e-2f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(1.6666665459e-1f));
-  p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(5.0000001201e-1f));
-  p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-  return _mm512_scalef_ps(p, n);
+/* Outputs whose weights are laid out together. */
+int32_t decode_step_lanes(void) { return LANES; }
+
+/* Two registers of every other number each. */
+typedef struct {
+  Floats even, odd;
+} Pairs;
+
+INLINE Pairs pairs(const bf16 *from) {
+  const Ints both = *(const Ints *)from;
+  return (Pairs){(Floats)(both << 16), (Floats)(both & (int32_t)0xFFFF0000)};
 }
 
-INLINE __m512bh pairs(const bf16 *from) { return (__m512bh)_mm512_loadu_si512(from); }
+INLINE void fetch(const bf16 *from) { _mm_prefetch((const char *)from + AHEAD, _MM_HINT_T0); }
 
-INLINE __m512 widened(const bf16 *from) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16));
-}
-
-INLINE void rounded(__m512 x, bf16 *to) { _mm256_storeu_si256((__m256i *)to, (__m256i)_mm512_cvtneps_pbh(x)); }
-
+/* To the nearest, ties to even. Infinity and what arithmetic leaves as no number stay so. */
 static void round_all(const float *from, bf16 *to, int count) {
-  for (int i = 0; i < count; i += 16) rounded(_mm512_loadu_ps(from + i), to + i);
+  for (int i = 0; i < count; i += LANES) {
+    const Ints bits = (Ints)load(from + i);
+    *(Narrow *)(to + i) = __builtin_convertvector((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16, Narrow);
+  }
 }
 
 INLINE void product_block(const bf16 *weights, int inputs, const float *x, const int rows, float *y, int outputs) {
   /* Two sums each, as one would wait for itself. */
-  __m512 even[ROWS_AT_ONCE], odd[ROWS_AT_ONCE];
-  for (int t = 0; t < rows; t++) even[t] = odd[t] = _mm512_setzero_ps();
+  Floats even[ROWS_AT_ONCE], odd[ROWS_AT_ONCE];
+  for (int t = 0; t < rows; t++) even[t] = odd[t] = all(0.0f);
   for (int k = 0; k < inputs; k += 2) {
-    const __m512i two = _mm512_loadu_si512(weights + 16 * k);
-    const __m512 a = _mm512_castsi512_ps(_mm512_slli_epi32(two, 16));
-    const __m512 b = _mm512_castsi512_ps(_mm512_and_si512(two, _mm512_set1_epi32((int)0xFFFF0000u)));
-    _mm_prefetch((const char *)(weights + 16 * k) + AHEAD, _MM_HINT_T0);
+    const Pairs two = pairs(weights + LANES * k);
+    fetch(weights + LANES * k);
     for (int t = 0; t < rows; t++) {
-      even[t] = _mm512_fmadd_ps(a, _mm512_set1_ps(x[(size_t)t * inputs + k]), even[t]);
-      odd[t] = _mm512_fmadd_ps(b, _mm512_set1_ps(x[(size_t)t * inputs + k + 1]), odd[t]);
+      even[t] = fused(two.even, all(x[(size_t)t * inputs + k]), even[t]);
+      odd[t] = fused(two.odd, all(x[(size_t)t * inputs + k + 1]), odd[t]);
     }
   }
-  for (int t = 0; t < rows; t++) _mm512_storeu_ps(y + (size_t)t * outputs, _mm512_add_ps(even[t], odd[t]));
+  for (int t = 0; t < rows; t++) store(even[t] + odd[t], y + (size_t)t * outputs);
 }
 
 static void product(const bf16 *weights, int outputs, int inputs, const float *x, int rows, float *y) {
   /* Parts of nearly equal size: few rows cost as much as some more. */
   const int parts = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
-  for (int o = 0; o < outputs; o += 16)
+  for (int o = 0; o < outputs; o += LANES)
     for (int part = 0; part < parts; part++) {
       const int t = rows * part / parts;
       const bf16 *w = weights + (size_t)o * inputs;
@@ -117,127 +113,96 @@ static void product(const bf16 *weights, int outputs, int inputs, const float *x
         case 3: product_block(w, inputs, some, 3, to, outputs); break;
         case 4: product_block(w, inputs, some, 4, to, outputs); break;
         case 5: product_block(w, inputs, some, 5, to, outputs); break;
+#if ROWS_AT_ONCE > 6
         case 6: product_block(w, inputs, some, 6, to, outputs); break;
         case 7: product_block(w, inputs, some, 7, to, outputs); break;
-        default: product_block(w, inputs, some, 8, to, outputs); break;
+#endif
+        default: product_block(w, inputs, some, ROWS_AT_ONCE, to, outputs); break;
       }
     }
 }
 
 static void normalise(const float *x, float *y, int hidden, float eps) {
-  __m512 squares = _mm512_setzero_ps();
-  for (int i = 0; i < hidden; i += 16) {
-    const __m512 v = _mm512_loadu_ps(x + i);
-    squares = _mm512_fmadd_ps(v, v, squares);
-  }
-  const __m512 factor = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / (float)hidden + eps));
-  for (int i = 0; i < hidden; i += 16) _mm512_storeu_ps(y + i, _mm512_mul_ps(_mm512_loadu_ps(x + i), factor));
+  Floats squares = all(0.0f);
+  for (int i = 0; i < hidden; i += LANES) squares = fused(load(x + i), load(x + i), squares);
+  const float factor = 1.0f / sqrtf(sum_of(squares) / (float)hidden + eps);
+  for (int i = 0; i < hidden; i += LANES) store(load(x + i) * factor, y + i);
 }
 
-INLINE __m512 scores_in_parts(const bf16 *key, __m512bh first, __m512bh second) {
-  return _mm512_dpbf16_ps(_mm512_dpbf16_ps(_mm512_setzero_ps(), pairs(key), first), pairs(key + 32), second);
-}
-
-INLINE __m512 of_two(__m512 a, __m512 b) { return _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)); }
-
-INLINE __m512 of_four(const bf16 *keys, __m512bh first, __m512bh second) {
-  const __m512 ab = of_two(scores_in_parts(keys, first, second), scores_in_parts(keys + HEAD, first, second));
-  const bf16 *rest = keys + 2 * HEAD;
-  const __m512 cd = of_two(scores_in_parts(rest, first, second), scores_in_parts(rest + HEAD, first, second));
-  return _mm512_add_ps(_mm512_shuffle_ps(ab, cd, 0x44), _mm512_shuffle_ps(ab, cd, 0xEE));
-}
-
-INLINE __m512 halves(__m512 a, __m512 b) {
-  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xEE));
-}
-
-INLINE __m512 of_sixteen(const bf16 *keys, __m512bh first, __m512bh second) {
-  __m512 four[4];
-  for (int i = 0; i < 4; i++) four[i] = of_four(keys + 4 * i * HEAD, first, second);
-  const __m512 low = halves(four[0], four[1]), high = halves(four[2], four[3]);
-  return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xDD));
-}
-
-INLINE __m512 sixteen_scores(const bf16 *keys, __m512bh first, __m512bh second, float *scores) {
-  const __m512 some = _mm512_mul_ps(of_sixteen(keys, first, second), _mm512_set1_ps(0.125f));
-  _mm512_storeu_ps(scores, some);
-  return some;
-}
-
-/* Of a token that sees `count` keys; those before `s` have scores, of which `largest` holds the largest. Leaves weights
-   instead of scores, and returns their sum. */
-INLINE float weights_of(const bf16 *keys, __m512bh first, __m512bh second, int s, int count, __m512 largest,
-                        float *scores) {
-  for (; s + 16 <= count; s += 16)
-    largest = _mm512_max_ps(largest, sixteen_scores(keys + (size_t)s * HEAD, first, second, scores + s));
-  float most = _mm512_reduce_max_ps(largest);
-  for (; s < count; s++) {
-    scores[s] = _mm512_reduce_add_ps(scores_in_parts(keys + (size_t)s * HEAD, first, second)) * 0.125f;
-    if (scores[s] > most) most = scores[s];
-  }
-  __m512 total = _mm512_setzero_ps();
-  for (s = 0; s < count; s += 16) {
-    const __mmask16 known = count - s < 16 ? (__mmask16)((1u << (count - s)) - 1) : (__mmask16)0xFFFF;
-    __m512 weight = exponential(_mm512_sub_ps(_mm512_loadu_ps(scores + s), _mm512_set1_ps(most)));
-    weight = _mm512_maskz_mov_ps(known, weight);
-    total = _mm512_add_ps(total, weight);
-    _mm512_storeu_ps(scores + s, weight);
-  }
-  return _mm512_reduce_add_ps(total);
-}
-
-INLINE void attend_tokens(const bf16 *queries, const int tokens, const bf16 *keys, const bf16 *values, int count,
-                          float *out, int hidden, float *scores, int room) {
-  __m512bh first[MAX_TOKENS], second[MAX_TOKENS];
-  __m512 largest[MAX_TOKENS];
-  float share[MAX_TOKENS];
-  int s = 0;
-  for (int t = 0; t < tokens; t++) {
-    first[t] = pairs(queries + t * HEAD), second[t] = pairs(queries + t * HEAD + 32);
-    largest[t] = _mm512_set1_ps(-INFINITY);
-  }
-  for (; s + 16 <= count; s += 16) {
-    const bf16 *some = keys + (size_t)s * HEAD;
-    for (int i = 0; i < 32; i++) _mm_prefetch((const char *)some + AHEAD + 64 * i, _MM_HINT_T0);
-    for (int t = 0; t < tokens; t++)
-      largest[t] = _mm512_max_ps(largest[t], sixteen_scores(some, first[t], second[t], scores + t * room + s));
-  }
-  for (int t = 0; t < tokens; t++)
-    share[t] = 1.0f / weights_of(keys, first[t], second[t], s, count + t, largest[t], scores + t * room);
-  /* Two sums each, as one would wait for itself; so many at once as there are registers for. */
-  const int blocks = tokens < MAX_TOKENS ? 4 : 2;
-  for (int d = 0; d < HEAD; d += 16 * blocks) {
-    __m512 even[MAX_TOKENS][4], odd[MAX_TOKENS][4];
-    for (int t = 0; t < tokens; t++)
-      for (int i = 0; i < blocks; i++) even[t][i] = odd[t][i] = _mm512_setzero_ps();
-    for (s = 0; s + 2 <= count; s += 2) {
-      const bf16 *value = values + (size_t)s * HEAD + d;
-      for (int i = 0; i < blocks; i++) {
-        _mm_prefetch((const char *)value + AHEAD + 64 * i, _MM_HINT_T0);
-        const __m512 a = widened(value + 16 * i), b = widened(value + HEAD + 16 * i);
+/* Scores of tokens with `count` keys, and of some more with the last. queries [tokens, HEAD]: as
+   `order_as_pairs` leaves them. */
+INLINE void score_keys(const float *queries, const int tokens, const bf16 *keys, int count, float *scores, int room) {
+  for (int s = 0; s < count; s += LANES) {
+    Floats parts[MAX_TOKENS][LANES];
+    for (int k = 0; k < LANES; k++) {
+      const bf16 *key = keys + (size_t)(s + k < count ? s + k : count - 1) * HEAD;
+      for (int d = 0; d < HEAD; d += 32) fetch(key + d);
+      for (int d = 0; d < HEAD; d += 2 * LANES) {
+        const Pairs two = pairs(key + d);
         for (int t = 0; t < tokens; t++) {
-          even[t][i] = _mm512_fmadd_ps(a, _mm512_set1_ps(scores[t * room + s]), even[t][i]);
-          odd[t][i] = _mm512_fmadd_ps(b, _mm512_set1_ps(scores[t * room + s + 1]), odd[t][i]);
+          const float *query = queries + t * HEAD + d;
+          const Floats even = two.even * load(query);
+          parts[t][k] = fused(two.odd, load(query + LANES), d ? fused(two.even, load(query), parts[t][k]) : even);
         }
       }
     }
-    for (int t = 0; t < tokens; t++) {
-      for (int rest = s; rest < count + t; rest++)
-        for (int i = 0; i < blocks; i++) {
-          __m512 *sum = rest % 2 ? odd[t] + i : even[t] + i;
-          const __m512 weight = _mm512_set1_ps(scores[t * room + rest]);
-          *sum = _mm512_fmadd_ps(widened(values + (size_t)rest * HEAD + d + 16 * i), weight, *sum);
+    for (int t = 0; t < tokens; t++) store(sums_of(parts[t]) * 0.125f, scores + t * room + s);
+  }
+}
+
+/* Scores of the first `seen` keys to weights; returns their sum. */
+static float weigh_keys(float *scores, int seen) {
+  Floats largest = all(-INFINITY), total = all(0.0f);
+  for (int s = seen; s % LANES; s++) scores[s] = -INFINITY;
+  for (int s = 0; s < seen; s += LANES) largest = larger(largest, load(scores + s));
+  const float most = largest_of(largest);
+  for (int s = 0; s < seen; s += LANES) {
+    const Floats weight = exponential(load(scores + s) - most);
+    total += weight;
+    store(weight, scores + s);
+  }
+  return sum_of(total);
+}
+
+INLINE void attend_tokens(const float *queries, const int tokens, const bf16 *keys, const bf16 *values, int count,
+                          float *out, int hidden, float *scores, int room) {
+  float share[MAX_TOKENS];
+  score_keys(queries, tokens, keys, count + tokens - 1, scores, room);
+  for (int t = 0; t < tokens; t++) share[t] = 1.0f / weigh_keys(scores + t * room, count + t);
+  /* So many at once as there are registers for. */
+  const int blocks = LANES == 16 || tokens == 1 ? HEAD / LANES / 2 : tokens < 4 ? 2 : 1;
+  for (int d = 0; d < HEAD; d += 2 * LANES * blocks) {
+    Floats even[MAX_TOKENS][HEAD / LANES / 2], odd[MAX_TOKENS][HEAD / LANES / 2];
+    for (int t = 0; t < tokens; t++)
+      for (int i = 0; i < blocks; i++) even[t][i] = odd[t][i] = all(0.0f);
+    for (int s = 0; s < count; s++) {
+      const bf16 *value = values + (size_t)s * HEAD + d;
+      for (int i = 0; i < blocks; i++) {
+        const Pairs two = pairs(value + 2 * LANES * i);
+        fetch(value + 2 * LANES * i);
+        for (int t = 0; t < tokens; t++) {
+          even[t][i] = fused(two.even, all(scores[t * room + s]), even[t][i]);
+          odd[t][i] = fused(two.odd, all(scores[t * room + s]), odd[t][i]);
         }
-      for (int i = 0; i < blocks; i++)
-        _mm512_storeu_ps(out + (size_t)t * hidden + d + 16 * i,
-                         _mm512_mul_ps(_mm512_add_ps(even[t][i], odd[t][i]), _mm512_set1_ps(share[t])));
+      }
     }
+    for (int t = 0; t < tokens; t++)
+      for (int i = 0; i < blocks; i++) {
+        for (int s = count; s < count + t; s++) {
+          const Pairs two = pairs(values + (size_t)s * HEAD + d + 2 * LANES * i);
+          even[t][i] = fused(two.even, all(scores[t * room + s]), even[t][i]);
+          odd[t][i] = fused(two.odd, all(scores[t * room + s]), odd[t][i]);
+        }
+        even[t][i] *= share[t], odd[t][i] *= share[t];
+        float *to = out + (size_t)t * hidden + d + 2 * LANES * i;
+        for (int lane = 0; lane < LANES; lane++) to[2 * lane] = even[t][i][lane], to[2 * lane + 1] = odd[t][i][lane];
+      }
   }
 }
 
 /* One head of a row's tokens: the first sees `count` keys, each other one more than the one before it. out: `hidden` from
    token to token. `scores` has `room` for each, 16 more than there are keys. */
-static void attend(const bf16 *queries, int tokens, const bf16 *keys, const bf16 *values, int count, float *out,
+static void attend(const float *queries, int tokens, const bf16 *keys, const bf16 *values, int count, float *out,
                    int hidden, float *scores, int room) {
   switch (tokens) {
     case 1: attend_tokens(queries, 1, keys, values, count, out, hidden, scores, room); break;
@@ -247,12 +212,18 @@ static void attend(const bf16 *queries, int tokens, const bf16 *keys, const bf16
   }
 }
 
-/* x * cosines + (second half, first half of x) * sines, rounded. */
-static void turn(const float *x, const float *cosines, const float *sines, bf16 *to) {
-  for (int d = 0; d < HEAD; d += 16) {
-    const __m512 other = _mm512_mul_ps(_mm512_loadu_ps(x + (d + HEAD / 2) % HEAD), _mm512_loadu_ps(sines + d));
-    rounded(_mm512_fmadd_ps(_mm512_loadu_ps(x + d), _mm512_loadu_ps(cosines + d), other), to + d);
+/* x * cosines + (second half, first half of x) * sines. */
+static void turn(const float *x, const float *cosines, const float *sines, float *to) {
+  for (int d = 0; d < HEAD; d += LANES) {
+    const Floats other = load(x + (d + HEAD / 2) % HEAD) * load(sines + d);
+    store(fused(load(x + d), load(cosines + d), other), to + d);
   }
+}
+
+/* Numbers in the order of `pairs`: of 2 * LANES each the even ones, then the odd ones. */
+static void order_as_pairs(const float *from, float *to) {
+  for (int d = 0; d < HEAD; d += 2 * LANES)
+    for (int lane = 0; lane < LANES; lane++) to[d + lane] = from[d + 2 * lane], to[d + LANES + lane] = from[d + 2 * lane + 1];
 }
 
 /* A token's factors of an MLP's parts: its experts, then what every token passes. */
@@ -260,10 +231,9 @@ static void weigh(const Layer *layer, const float *x, int hidden, float *factors
   float scores[MAX_EXPERTS], total = 0.0f, highest = -INFINITY;
   for (int p = 0; p < layer->parts; p++) factors[p] = p < layer->experts ? 0.0f : 1.0f;
   for (int e = 0; e < layer->experts; e++) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int i = 0; i < hidden; i += 16)
-      sum = _mm512_fmadd_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(layer->router + (size_t)e * hidden + i), sum);
-    scores[e] = _mm512_reduce_add_ps(sum);
+    Floats sum = all(0.0f);
+    for (int i = 0; i < hidden; i += LANES) sum = fused(load(x + i), load(layer->router + (size_t)e * hidden + i), sum);
+    scores[e] = sum_of(sum);
     if (scores[e] > highest) highest = scores[e];
   }
   for (int e = 0; e < layer->experts; e++) {
@@ -286,22 +256,18 @@ static void weigh(const Layer *layer, const float *x, int hidden, float *factors
 /* gates [2 * width]: gates, then ups; the gates become what goes on. */
 static void activate(float *gates, int width, float factor) {
   const float *ups = gates + width;
-  for (int i = 0; i < width; i += 16) {
-    const __m512 gate = _mm512_loadu_ps(gates + i);
-    const __m512 below = _mm512_add_ps(_mm512_set1_ps(1.0f), exponential(_mm512_sub_ps(_mm512_setzero_ps(), gate)));
-    const __m512 active = _mm512_div_ps(_mm512_mul_ps(gate, _mm512_loadu_ps(ups + i)), below);
-    _mm512_storeu_ps(gates + i, _mm512_mul_ps(active, _mm512_set1_ps(factor)));
+  for (int i = 0; i < width; i += LANES) {
+    const Floats gate = load(gates + i);
+    store(gate * load(ups + i) / (exponential(-gate) + 1.0f) * factor, gates + i);
   }
 }
 
 static void add(float *x, const float *y, int count) {
-  for (int i = 0; i < count; i += 16)
-    _mm512_storeu_ps(x + i, _mm512_add_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(y + i)));
+  for (int i = 0; i < count; i += LANES) store(load(x + i) + load(y + i), x + i);
 }
 
 static void multiply(float *x, const float *factors, int count) {
-  for (int i = 0; i < count; i += 16)
-    _mm512_storeu_ps(x + i, _mm512_mul_ps(_mm512_loadu_ps(x + i), _mm512_loadu_ps(factors + i)));
+  for (int i = 0; i < count; i += LANES) store(load(x + i) * load(factors + i), x + i);
 }
 
 /* Add an MLP's parts to x [tokens, hidden], each for the tokens that have a factor of it. normed [tokens, hidden]. */
@@ -357,14 +323,17 @@ void decode_step(const Decoder *decoder, int32_t rows, const int32_t *counts, co
     product(layer->qkv, 3 * hidden, hidden, normed, tokens, wide);
     for (int row = 0, t = 0; row < rows; t += counts[row++])
       for (int n = 0; n < heads; n++) {
-        bf16 queries[MAX_TOKENS * HEAD], *keys = cache + (((size_t)l * max_rows + row) * heads + n) * of_head;
+        float queries[MAX_TOKENS * HEAD], turned[HEAD];
+        bf16 *keys = cache + (((size_t)l * max_rows + row) * heads + n) * of_head;
         bf16 *values = keys + of_values;
         for (int i = 0; i < counts[row]; i++) {
           const size_t cell = (size_t)(cells[row] + i) * HEAD;
           const float *q = wide + (size_t)(t + i) * 3 * hidden + n * HEAD;
           const float *cosine = cosines + (t + i) * HEAD, *sine = sines + (t + i) * HEAD;
-          turn(q, cosine, sine, queries + i * HEAD);
-          turn(q + hidden, cosine, sine, keys + cell);
+          turn(q, cosine, sine, turned);
+          order_as_pairs(turned, queries + i * HEAD);
+          turn(q + hidden, cosine, sine, turned);
+          round_all(turned, keys + cell, HEAD);
           round_all(q + 2 * hidden, values + cell, HEAD);
         }
         attend(queries, counts[row], keys, values, cells[row] + 1, normed + (size_t)t * hidden + n * HEAD, hidden,
@@ -386,9 +355,9 @@ void decode_step(const Decoder *decoder, int32_t rows, const int32_t *counts, co
 
 /* Of numbers, the first of the highest. */
 static int32_t highest(const float *logits, int count) {
-  __m512 most = _mm512_loadu_ps(logits);
-  for (int i = 16; i < count; i += 16) most = _mm512_max_ps(most, _mm512_loadu_ps(logits + i));
-  const float value = _mm512_reduce_max_ps(most);
+  Floats most = load(logits);
+  for (int i = LANES; i < count; i += LANES) most = larger(most, load(logits + i));
+  const float value = largest_of(most);
   for (int i = 0; i < count; i++)
     if (logits[i] == value) return i;
   return 0;

@@ -292,7 +292,6 @@ class DecodeWindow(_Window):
         mask_B11S: 0 where a row may look and minus infinity elsewhere; None if all rows may look everywhere.
         storage: The cache's tensor.
         cells: Where each row's token goes.
-        hides_cells: Whether a row may not look at all cells up to its own.
     """
 
     def __init__(
@@ -304,7 +303,7 @@ class DecodeWindow(_Window):
         is_hidden_BS: Tensor | None = None,
     ) -> None:
         super().__init__(used - 1, used)
-        self.storage, self.cells, self.hides_cells = storage, cells, is_hidden_BS is not None
+        self.storage, self.cells = storage, cells
         rows, (heads, capacity) = len(positions), storage.shape[3:5]
         device = storage.device
         self._flat = storage.flatten(2, 4)

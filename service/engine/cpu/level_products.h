@@ -8,12 +8,11 @@ Levels [O, I] are laid out [O / PANEL][I / 2][PANEL][2], so that one register ho
 
 #pragma once
 
-#include <immintrin.h>
 #include <math.h>
-#include <stdint.h>
 #include <string.h>
 
-#define INLINE static inline __attribute__((always_inline))
+#include "lanes.h"
+
 #define HEAD 64
 #define ROWS 100 /* that go through a layer together */
 #define WEIGHT_LEVELS 127
@@ -22,30 +21,13 @@ Levels [O, I] are laid out [O / PANEL][I / 2][PANEL][2], so that one register ho
 #define QUERY_LEVELS 8191
 #define KEY_LEVELS 4095
 
-#if defined(__AVX512VNNI__)
-#define LANES 16
-#define BLOCK 10 /* rows whose sums stay in registers */
-#else
-#define LANES 8
-#define BLOCK 5
-#endif
-#define PANEL (2 * LANES)
-
-typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef int16_t Shorts __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
-typedef int16_t Narrow __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
-
 #if LANES == 16
+#define BLOCK 10 /* rows whose sums stay in registers */
 INLINE Ints add_products(Ints sums, Ints a, Ints b) {
   return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
 }
-INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
-INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
-INLINE Ints nearest(Floats x) { return (Ints)_mm512_cvtps_epi32((__m512)x); }
-INLINE float sum_of(Floats x) { return _mm512_reduce_add_ps((__m512)x); }
-INLINE float largest_of(Floats x) { return _mm512_reduce_max_ps((__m512)x); }
 #else
+#define BLOCK 5
 #if defined(__AVXVNNI__)
 INLINE Ints add_products(Ints sums, Ints a, Ints b) {
   return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sums, (__m256i)a, (__m256i)b);
@@ -55,20 +37,8 @@ INLINE Ints add_products(Ints sums, Ints a, Ints b) {
   return sums + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
 }
 #endif
-INLINE Floats larger(Floats a, Floats b) { return (Floats)_mm256_max_ps((__m256)a, (__m256)b); }
-INLINE Floats smaller(Floats a, Floats b) { return (Floats)_mm256_min_ps((__m256)a, (__m256)b); }
-INLINE Ints nearest(Floats x) { return (Ints)_mm256_cvtps_epi32((__m256)x); }
-INLINE float sum_of(Floats x) {
-  const __m128 four = _mm_add_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
-  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)));
-}
-INLINE float largest_of(Floats x) {
-  const __m128 four = _mm_max_ps(_mm256_castps256_ps128((__m256)x), _mm256_extractf128_ps((__m256)x, 1));
-  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
-  return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
-}
 #endif
+#define PANEL (2 * LANES)
 
 typedef struct {
   const int16_t *levels;
@@ -76,9 +46,6 @@ typedef struct {
   int32_t inputs, outputs;
 } Matrix;
 
-INLINE Floats all(float x) { return x - (Floats){}; }
-INLINE Floats load(const float *from) { return *(const Floats *)from; }
-INLINE void store(Floats x, float *to) { *(Floats *)to = x; }
 INLINE Floats absolute(Floats x) { return larger(x, -x); }
 INLINE void store_levels(Floats x, int16_t *to) { *(Narrow *)to = __builtin_convertvector(nearest(x), Narrow); }
 
@@ -86,21 +53,6 @@ INLINE void store_levels(Floats x, int16_t *to) { *(Narrow *)to = __builtin_conv
 static int levels_for(int inputs) {
   const int most = INT32_MAX / (WEIGHT_LEVELS * inputs);
   return most < MOST_LEVELS ? most : MOST_LEVELS;
-}
-
-INLINE Floats exponential(Floats x) {
-  /* Cephes' polynomial; beyond these bounds float32 has no exponentials. */
-  x = larger(smaller(x, all(88.0f)), all(-87.0f));
-  const Ints n = nearest(x * 1.44269504f);
-  const Floats whole = __builtin_convertvector(n, Floats);
-  const Floats r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-  Floats p = r * 1.9875691500e-4f + 1.3981999507e-3f;
-  p = p * r + 8.3334519073e-3f;
-  p = p * r + 4.1665795894e-2f;
-  p = p * r + 1.6666665459e-1f;
-  p = p * r + 5.0000001201e-1f;
-  p = p * (r * r) + r + 1.0f;
-  return p * (Floats)((n + 127) << 23);
 }
 
 /* Round a row to levels, `most` at most; returns their scale, times the factor. */

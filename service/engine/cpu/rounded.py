@@ -15,7 +15,6 @@ from torch import nn
 
 from service.engine.cpu.packed_linear import MAX_WEIGHTS, with_packed_layers
 from service.engine.cpu.rounded_decoder import MAX_EXPERTS, RoundedDecoder
-from shared.deepseek_ocr.draft_head import DraftHead
 from shared.deepseek_ocr.protocol import OcrModel
 
 
@@ -34,13 +33,12 @@ class RoundedReader:
     decoder: RoundedDecoder
 
 
-def rounded_reader(model: OcrModel, max_tokens: int, draft_head: DraftHead | None = None) -> RoundedReader | None:
+def rounded_reader(model: OcrModel, max_tokens: int) -> RoundedReader | None:
     """Copy a model in bfloat16.
 
     Args:
         model: In evaluation mode; stays as it is.
         max_tokens: Positions that may occur.
-        draft_head: Of the checkpoint; None: it has none.
 
     Returns:
         The copy; None if the weights are not float32, not on a CPU, more than `MAX_WEIGHTS` or those of many experts.
@@ -53,4 +51,4 @@ def rounded_reader(model: OcrModel, max_tokens: int, draft_head: DraftHead | Non
     if any(each.device.type != "cpu" or each.dtype != torch.float32 for each in parameters):
         return None
     encoder = copy.deepcopy(model, {id(model.decoder.layers): nn.ModuleList()})
-    return RoundedReader(with_packed_layers(encoder.to(torch.bfloat16)), RoundedDecoder(model, max_tokens, draft_head))
+    return RoundedReader(with_packed_layers(encoder.to(torch.bfloat16)), RoundedDecoder(model, max_tokens))

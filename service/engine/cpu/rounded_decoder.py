@@ -15,7 +15,7 @@ MLP, P parts of it, K experts per token, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import cast
 
@@ -23,30 +23,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from service.engine.cpu.compiled_step import (
-    CompiledStep,
-    LanguageHead,
-    LayerWeights,
-    NoLibraryError,
-    can_compile,
-    language_head,
-    load,
-)
-from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SeveralWindow
+from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow
+from service.engine.cpu.layer_weights import LayerWeights, join_layers
 from service.engine.cpu.packed_decoder import signed_rotary_tables
 from service.engine.cpu.packed_linear import PackedWeights
 from service.engine.cpu.packed_weights import HalfWeights, pack
-from shared.deepseek_ocr.decoder import DecoderLayer
-from shared.deepseek_ocr.draft_head import DraftHead
-from shared.deepseek_ocr.moe import MixtureOfExperts, Mlp
 from shared.deepseek_ocr.protocol import OcrModel
 
 MAX_EXPERTS = 8
 """All are computed for each token, so more of them would cost more than they save."""
-MOST_DRAFTS, FEW_DRAFTING_ROWS = 2, 4
-"""Tokens that a step feeds with a row's newest, where a head drafts them: as many for so few rows, one for more. A step
-of few tokens is bound by reading weights, one of more by its sums, so that a further draft has to be accepted more
-often to pay (`benchmarks/engine_settings.py drafts`)."""
 FEW_ROWS = 6
 """Products of so many rows at most have float16 weights. 2048 x 320, not in the cache, takes 1, 4, 8 and 16 rows 149,
 202, 237 and 379 us so, and 144 to 158 us in bfloat16; 320 x 320 12, 16, 21 and 38 us, and 31 to 34 us, most of which
@@ -121,19 +106,13 @@ class RoundedDecoder:
     Args:
         model: In float32 on a CPU, with `MAX_EXPERTS` at most; later changes of its weights do not reach the copy.
         max_tokens: Positions that may occur.
-        draft_head: Drafts tokens, for compiled steps; None: there is none.
-
-    Attributes:
-        steps: `compiled`, with drafts or without, or `torch` and why, for the log.
-        can_draft: Whether `step_several` and `draft` may be called.
     """
 
-    def __init__(self, model: OcrModel, max_tokens: int, draft_head: DraftHead | None = None) -> None:
+    def __init__(self, model: OcrModel, max_tokens: int) -> None:
         decoder = model.decoder
         text = decoder.config
         self._embeddings_VH = decoder.embed_tokens.weight.detach()
-        weights = [_join_layer(cast("DecoderLayer", layer)) for layer in decoder.layers]
-        self._layers = [_pack_layer(layer) for layer in weights]
+        self._layers = [_pack_layer(layer) for layer in join_layers(model)]
         self._norm_H = cast("Tensor", decoder.norm.weight).detach()
         self._head = pack(model.lm_head.weight)
         self._heads, self._head_dim = text.num_attention_heads, text.head_dim
@@ -141,16 +120,6 @@ class RoundedDecoder:
         self._floor_11 = torch.full((1, 1), text.rms_norm_eps * text.hidden_size)
         cos_PD, sin_PD = signed_rotary_tables(text, max_tokens)
         self._cos_PD, self._sin_PD = cos_PD.bfloat16(), sin_PD.bfloat16()
-        self._exact_tables = cos_PD, sin_PD
-        self._compiled: CompiledStep | None = None
-        self.can_draft = False
-        try:
-            head = language_head(self._embeddings_VH, self._norm_H, model.lm_head.weight)
-            self._compiled = _compiled_step(weights, self._head_dim, text.rms_norm_eps, head, draft_head)
-            self.can_draft = head is not None and draft_head is not None
-            self.steps = f"compiled, up to {MOST_DRAFTS} drafts" if self.can_draft else "compiled"
-        except NoLibraryError as error:
-            self.steps = f"torch ({error})"
 
     def read(self, embeds_BLH: Tensor, positions_BL: Tensor, window: PrefillWindow) -> Tensor:
         """Read prompts.
@@ -188,9 +157,6 @@ class RoundedDecoder:
         Returns:
             Logits, `[B, V]`, float32.
         """
-        if self._compiled and not window.hides_cells:
-            positions_B = window.position_ids_B1[:, 0]
-            return self._run(self._compiled, tokens, positions_B, window.storage, window.cells, [1] * len(tokens))[1]
         x_BH = self._embeddings_VH[torch.tensor(tokens)]
         rotary = self._rotary(window.position_ids_B1[:, 0])
         for index, layer in enumerate(self._layers):
@@ -201,45 +167,6 @@ class RoundedDecoder:
             )
             self._finish(layer, x_BH, seen_BN1D.reshape(len(x_BH), -1))
         return self._logits(x_BH)
-
-    def step_several(self, tokens: Sequence[Sequence[int]], window: SeveralWindow) -> tuple[Tensor, Tensor]:
-        """Feed one token a row or more; only where `can_draft`.
-
-        Args:
-            tokens: Ids for each row, as many as the window has room for.
-            window: The cache's window for this step.
-
-        Returns:
-            What the language head reads, `[T, H]`, and logits, `[T, V]`, float32, row by row; each token's are, bit for
-            bit, those of `step`.
-        """
-        assert self._compiled
-        assert [len(each) for each in tokens] == list(window.counts)
-        joined, positions_T = [token for each in tokens for token in each], torch.tensor(window.positions)
-        return self._run(self._compiled, joined, positions_T, window.storage, window.cells, window.counts)
-
-    def drafts_for(self, rows: int) -> int:
-        """Tokens that are worth drafting for each of so many rows."""
-        return MOST_DRAFTS if rows <= FEW_DRAFTING_ROWS else 1
-
-    def draft(self, states_BH: Tensor, newest: Sequence[int], count: int) -> list[list[int]]:
-        """Propose tokens; see `CompiledStep.draft`."""
-        assert self._compiled
-        return self._compiled.draft(states_BH, newest, count)
-
-    def _run(
-        self,
-        compiled: CompiledStep,
-        tokens: Sequence[int],
-        positions_T: Tensor,
-        storage: Tensor,
-        cells: Sequence[int],
-        counts: Sequence[int],
-    ) -> tuple[Tensor, Tensor]:
-        x_TH = self._embeddings_VH[torch.tensor(tokens)]
-        cos_TD, sin_TD = (table_PD[positions_T] for table_PD in self._exact_tables)
-        states_TH, logits_TV = compiled.run(x_TH, cos_TD, sin_TD, storage, cells, counts)
-        return (states_TH, logits_TV) if compiled.gives_logits else (states_TH, self._logits(x_TH))
 
     def _rotary(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         return self._cos_PD[positions_T][:, None, None], self._sin_PD[positions_T][:, None, None]
@@ -272,42 +199,6 @@ class RoundedDecoder:
         return x_TH * torch.addcmul(self._floor_11, length_T1, length_T1).rsqrt_().mul_(self._root)
 
 
-def _join_layer(layer: DecoderLayer) -> LayerWeights:
-    attention, mlp = layer.self_attn, layer.mlp
-    before_H, between_H = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
-    gates, ups, downs = _parts(mlp)
-    joined = LayerWeights(
-        qkv=torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]) * before_H,
-        out=attention.o_proj.weight,
-        gate_up=torch.cat([*gates, *ups]) * between_H,
-        down=torch.cat(downs, dim=1),
-        router=None,
-    )
-    if not isinstance(mlp, MixtureOfExperts):
-        return joined
-    gate, width = mlp.gate, mlp.experts.down_proj.shape[2]
-    return replace(
-        joined,
-        router=(gate.weight * between_H).detach(),
-        parts=joined.down.shape[1] // width,
-        top_k=gate.top_k,
-        normalise=gate.norm_topk_prob,
-        scale=gate.routed_scaling_factor,
-    )
-
-
-def _compiled_step(
-    weights: Sequence[LayerWeights],
-    head_dim: int,
-    eps: float,
-    head: LanguageHead | None,
-    draft_head: DraftHead | None,
-) -> CompiledStep:
-    if not can_compile(weights, head_dim):
-        raise NoLibraryError("other shapes")
-    return CompiledStep(load(), weights, eps, head, draft_head if head else None)
-
-
 def _pack_layer(weights: LayerWeights) -> _Layer:
     return _Layer(
         qkv=_Matrix(weights.qkv),
@@ -315,19 +206,6 @@ def _pack_layer(weights: LayerWeights) -> _Layer:
         gate_up=_Matrix(weights.gate_up),
         down=_Matrix(weights.down),
         router=None if weights.router is None else _router(weights, weights.router),
-    )
-
-
-def _parts(mlp: Mlp | MixtureOfExperts) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-    """Gates, ups and downs of an MLP, or of each routed expert and the shared ones."""
-    if isinstance(mlp, Mlp):
-        return [mlp.gate_proj.weight], [mlp.up_proj.weight], [mlp.down_proj.weight]
-    gates_ups = [gate_up.chunk(2) for gate_up in mlp.experts.gate_up_proj]
-    gates, ups, downs = _parts(mlp.shared_experts) if mlp.shared_experts else ([], [], [])
-    return (
-        [*(gate for gate, _ in gates_ups), *gates],
-        [*(up for _, up in gates_ups), *ups],
-        [*mlp.experts.down_proj, *downs],
     )
 
 

@@ -29,12 +29,12 @@ from torch import Tensor, nn
 from service.engine.answer_ring import AnswerRing
 from service.engine.cpu.bands import BandAssembler, BandFeatures, BandPixels, PartialFeatures, band_of, rows_of
 from service.engine.cpu.canvas_reader import CanvasReader, canvas_reader
-from service.engine.cpu.compiled_step import NoLibraryError
+from service.engine.cpu.compiled_decoder import CompiledDecoder
 from service.engine.cpu.kv_cache import DecodeWindow, PrefillWindow, SlotCache
+from service.engine.cpu.loaded_library import NoLibraryError
 from service.engine.cpu.packed_decoder import PackedDecoder, can_pack
 from service.engine.cpu.packed_linear import with_packed_layers
-from service.engine.cpu.rounded import has_tiles, rounded_reader
-from service.engine.cpu.rounded_decoder import RoundedDecoder
+from service.engine.cpu.rounded import RoundedReader, has_tiles, rounded_reader
 from service.engine.lora.bank import AdapterBank, PackedAdapter, pack_adapter
 from service.engine.lora.files import AdapterFiles
 from service.engine.lora.hooks import adapted
@@ -98,7 +98,7 @@ class _SlotState:
     judge: TokenJudge
     adapter: int = NO_ADAPTER
     is_rounded: bool = False
-    """Whether it is read in bfloat16."""
+    """Whether its keys and values are bfloat16."""
     newest_state_H: Tensor | None = None
     """What the language head read when it chose the newest token, to draft from; None where that is not known."""
 
@@ -137,7 +137,7 @@ class CpuRunner:
         token_px: Side of what a vision token of the model shows, where the padding of canvases is left out (`bands`);
             None: all views are read whole.
         rounds_canvases: Whether canvases without their padding are encoded and their prompts read in bfloat16, where
-            the processor is made for that, or else by compiled code, which rounds less.
+            the processor is made for that, or else by compiled code, which rounds less; compiled steps have bfloat16 keys.
         draft_head: Drafts tokens for those that are decoded by the compiled step; None: there is none.
     """
 
@@ -162,17 +162,12 @@ class CpuRunner:
     ) -> None:
         text = model.config.text_config
         self._packed = PackedDecoder(model, max_tokens + 1) if can_pack(model) else None
-        wants_rounded = rounds_canvases and token_px and self._packed and has_tiles()
-        self._rounded = rounded_reader(model, max_tokens + 1, draft_head) if wants_rounded else None
-        self._torch_steps = "torch (no AMX)" if rounds_canvases and token_px and not has_tiles() else "torch"
+        self._rounded: RoundedReader | None = None
         self._compiled: CanvasReader | None = None
-        self._canvases = "bfloat16" if self._rounded else "torch"
-        if rounds_canvases and token_px and not has_tiles():
-            try:
-                self._compiled = canvas_reader(model, max_tokens + 1)
-                self._canvases = "compiled"
-            except NoLibraryError as error:
-                self._canvases = f"torch ({error})"
+        self._compiled_steps: CompiledDecoder | None = None
+        self._steps = self._canvases = "torch"
+        if rounds_canvases and token_px:
+            self._prepare_canvases(model, max_tokens + 1, draft_head)
         if self._packed and isinstance(model, nn.Module):
             model = with_packed_layers(model)
         self._model = model
@@ -199,7 +194,8 @@ class CpuRunner:
             device=self._device,
         )
         self._exact = _Lane(new_cache(dtype=model.lm_head.weight.dtype))
-        self._rounded_lane = _Lane(new_cache(dtype=torch.bfloat16)) if self._rounded else None
+        rounds = self._compiled_steps or self._rounded
+        self._rounded_lane = _Lane(new_cache(dtype=torch.bfloat16)) if rounds else None
         self._token_px = token_px
         self._bands = BandAssembler(model, token_px) if token_px else None
 
@@ -221,7 +217,7 @@ class CpuRunner:
     @property
     def steps(self) -> str:
         """How canvases are decoded: `compiled`, with drafts or without, or `torch` and why."""
-        return self._rounded.decoder.steps if self._rounded else self._torch_steps
+        return self._steps
 
     @property
     def canvases(self) -> str:
@@ -314,9 +310,9 @@ class CpuRunner:
         choices_of: dict[int, list[Choice]] = {}
         num_drafted = 0
         for lane in self._lanes():
-            drafting = self._rounded.decoder if self._rounded and lane is self._rounded_lane else None
-            if drafting and drafting.can_draft:
-                choices, num_drafted = self._launch_drafting(lane, drafting)
+            decoder = self._compiled_steps
+            if decoder and decoder.can_draft and lane is self._rounded_lane:
+                choices, num_drafted = self._launch_drafting(lane, decoder)
             else:
                 choices = [[choice] for choice in self._launch(lane)]
             choices_of.update(zip(lane.slots, choices, strict=True))
@@ -333,7 +329,7 @@ class CpuRunner:
         return self.decode(newest, banned, adapters, draws, wanted)
 
     @torch.inference_mode()
-    def _launch_drafting(self, lane: _Lane, decoder: RoundedDecoder) -> tuple[list[list[Choice]], int]:
+    def _launch_drafting(self, lane: _Lane, decoder: CompiledDecoder) -> tuple[list[list[Choice]], int]:
         """Feed each row its newest token and drafts; choose the tokens that would be chosen one by one.
 
         Args:
@@ -458,9 +454,10 @@ class CpuRunner:
         wanted: Mapping[int, int],
     ) -> list[Choice]:
         """As `decode`, for the rounded rows."""
-        assert self._rounded
         assert self._rounded_lane
-        logits_BK = self._rounded.decoder.step(tokens, self._rounded_lane.cache.open_step())
+        decoder = self._compiled_steps or (self._rounded.decoder if self._rounded else None)
+        assert decoder
+        logits_BK = decoder.step(tokens, self._rounded_lane.cache.open_step())
         return self._choose(logits_BK, banned, draws, wanted)
 
     def pack_adapter(self, files: AdapterFiles) -> PackedAdapter:
@@ -482,6 +479,23 @@ class CpuRunner:
         for lane in self._lanes():
             assert len(lane.slots) == lane.cache.num_rows
         assert sorted(slot for lane in self._lanes() for slot in lane.slots) == sorted(self._states)
+
+    def _prepare_canvases(self, model: OcrModel, max_tokens: int, draft_head: DraftHead | None) -> None:
+        """Copy the model in the forms that this processor encodes, reads and decodes canvases in."""
+        try:
+            self._compiled_steps = CompiledDecoder(model, max_tokens, draft_head)
+            self._steps = self._compiled_steps.steps
+        except NoLibraryError as error:
+            self._steps = f"torch ({error})"
+        if has_tiles():
+            self._rounded = rounded_reader(model, max_tokens) if self._packed else None
+            self._canvases = "bfloat16" if self._rounded else "torch"
+            return
+        try:
+            self._compiled = canvas_reader(model, max_tokens)
+            self._canvases = "compiled"
+        except NoLibraryError as error:
+            self._canvases = f"torch ({error})"
 
     def _lanes(self) -> list[_Lane]:
         """Those with answers."""
@@ -565,7 +579,7 @@ class CpuRunner:
         return draw_scores(logits_BK, temperature_B1, numbers_B2[:, :1], numbers_B2[:, 1:])
 
 
-def _draft(rows: Sequence[_SlotState], decoder: RoundedDecoder) -> list[list[int]]:
+def _draft(rows: Sequence[_SlotState], decoder: CompiledDecoder) -> list[list[int]]:
     """Drafts for each row, for some none: a step chooses one token more than it is fed drafts."""
     most = decoder.drafts_for(len(rows))
     counts = [

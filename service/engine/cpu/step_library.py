@@ -45,14 +45,24 @@ class Library:
 
 FLAGS = ("-O3", "-Wall", "-Wextra", "-Werror", "-shared", "-fPIC")
 TILES = "amx_bf16"
-DECODE_STEP = Library(
-    "decode_step",
-    (FOLDER / "decode_step.c",),
-    ("-march=x86-64-v4", "-mavx512bf16", "-ffp-contract=off"),
-    frozenset({"avx512_bf16", TILES}),
-    ("avx512_bf16",),
+_STEP_SOURCES = (FOLDER / "decode_step.c",)
+DECODE_STEPS = (
+    Library(
+        "decode_step_avx512",
+        _STEP_SOURCES,
+        ("-march=x86-64-v4", "-ffp-contract=off"),
+        frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+        ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl"),
+    ),
+    Library(
+        "decode_step_avx2",
+        _STEP_SOURCES,
+        ("-march=x86-64-v3", "-ffp-contract=off"),
+        frozenset({"avx2", "fma", "bmi2"}),
+        ("avx2", "fma3", "bmi2"),
+    ),
 )
-"""Without tiles the service does not round canvases, so that it has no steps for the library."""
+"""The best first."""
 _CANVAS_SOURCES = (FOLDER / "canvas_encoder.c", FOLDER / "canvas_prompts.c")
 CANVASES = (
     Library(
@@ -107,9 +117,9 @@ def useful_here() -> tuple[Library, ...]:
     except OSError:
         return ()
     flags: Set[str] = set(next((line for line in lines if line.startswith("flags")), "").split())
-    if TILES in flags:
-        return tuple(each for each in (DECODE_STEP,) if flags >= each.needed)
-    return tuple(each for each in CANVASES if flags >= each.needed)[:1]
+    kinds = (DECODE_STEPS,) if TILES in flags else (DECODE_STEPS, CANVASES)
+    best = (next((each for each in kind if flags >= each.needed), None) for kind in kinds)
+    return tuple(each for each in best if each)
 
 
 def build_where_useful(compiler: str = "cc") -> str:
@@ -157,7 +167,7 @@ def main(words: list[str]) -> int:
     if platform.machine().lower() not in PROCESSORS:
         parser.exit(1, f"the compiled code is for x86-64, not for {platform.machine()}\n")
     try:
-        for each in (DECODE_STEP, *CANVASES):
+        for each in (*DECODE_STEPS, *CANVASES):
             build(each, arguments.compiler)
     except FileNotFoundError:
         parser.exit(1, f"there is no C compiler {arguments.compiler}\n")
