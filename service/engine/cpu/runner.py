@@ -137,7 +137,8 @@ class CpuRunner:
         token_px: Side of what a vision token of the model shows, where the padding of canvases is left out (`bands`);
             None: all views are read whole.
         rounds_canvases: Whether canvases without their padding are encoded and their prompts read in bfloat16, where
-            the processor is made for that, or else by compiled code, which rounds less; compiled steps have bfloat16 keys.
+            the processor is made for that, or else by compiled code, which rounds less. Where steps are compiled, their
+            keys and values are bfloat16 on any processor.
         draft_head: Drafts tokens for those that are decoded by the compiled step; None: there is none.
     """
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import platform
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,15 +12,11 @@ from service.engine.cpu import canvas_library, step_library
 from service.engine.cpu.step_library import CANVASES, Library
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.quantisation import dequantise_rows, quantise_rows
+from tests.unit.service.engine.cpu.runnable_libraries import runnable
 from tests.unit.service.engine.tiny import tiny_config
 
 SIDE_PX = 320
-HAS_COMPILER = shutil.which("cc") is not None and platform.machine() in step_library.PROCESSORS
-RUNNABLE = [
-    each
-    for each in CANVASES
-    if HAS_COMPILER and all(torch.cpu.get_capabilities().get(name) for name in each.capabilities)
-]
+RUNNABLE = runnable(CANVASES)
 
 
 def built(library: Library, folder: Path) -> ctypes.CDLL:

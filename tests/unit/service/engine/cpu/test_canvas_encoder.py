@@ -13,7 +13,7 @@ from torch import Tensor
 from service.engine.cpu.bands import Band, BandPixels
 from service.engine.cpu.canvas_encoder import CanvasEncoder
 from service.engine.cpu.canvas_library import most_levels
-from service.engine.cpu.compiled_step import NoLibraryError
+from service.engine.cpu.loaded_library import NoLibraryError
 from tests.support.nano import needs_nano
 from tests.unit.service.engine.cpu.compiled_canvases import RUNNABLE, SIDE_PX, built, canvas_model
 from tests.unit.service.engine.cpu.test_bands import LINES, TOKEN_PX, checkpoint, page_of

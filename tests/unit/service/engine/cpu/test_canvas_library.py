@@ -5,12 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
-from service.engine.cpu import canvas_library, canvas_reader, runner, step_library
-from service.engine.cpu.canvas_library import load
-from service.engine.cpu.compiled_step import NoLibraryError
-from service.engine.cpu.step_library import CANVASES
+from service.engine.cpu import canvas_reader, runner
+from service.engine.cpu.loaded_library import NoLibraryError
 from service.engine.factory import make_engine
 from tests.support.nano import needs_nano
 from tests.unit.service.engine.cpu.compiled_canvases import RUNNABLE, built, canvas_model
@@ -26,56 +23,6 @@ def compiled(tmp_path, monkeypatch):
     library = built(RUNNABLE[0], tmp_path)
     monkeypatch.setattr(runner, "has_tiles", lambda: False)
     monkeypatch.setattr(canvas_reader, "load", lambda: library)
-
-
-@pytest.fixture
-def capable(monkeypatch):
-    """Sets what torch says of the processor."""
-
-    def say(*names: str) -> None:
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(names, True), raising=False)
-
-    return say
-
-
-def test_what_was_not_built_is_not_loaded(tmp_path, capable):
-    capable(*CANVASES[0].capabilities)
-    with pytest.raises(NoLibraryError, match="not built"):
-        load([replace(each, folder=tmp_path) for each in CANVASES])
-
-
-def test_a_processor_without_avx2_loads_none(capable):
-    capable("avx")
-    with pytest.raises(NoLibraryError, match="AVX2"):
-        load()
-
-
-def test_a_file_that_is_no_library_is_not_loaded(tmp_path, capable):
-    capable(*CANVASES[2].capabilities)
-    library = replace(CANVASES[2], folder=tmp_path)
-    library.path.write_bytes(b"no library")
-    with pytest.raises(NoLibraryError, match="cannot be loaded"):
-        load([library])
-
-
-@needs_library
-def test_another_versions_library_is_not_called(tmp_path, monkeypatch):
-    library = replace(RUNNABLE[-1], folder=tmp_path)
-    step_library.build(library)
-    monkeypatch.setattr(canvas_library, "VERSION", canvas_library.VERSION + 1)
-    with pytest.raises(NoLibraryError, match="another version"):
-        load([library])
-
-
-@needs_library
-def test_the_first_that_was_built_and_fits_is_loaded(tmp_path, capable):
-    libraries = [replace(each, folder=tmp_path) for each in RUNNABLE]
-    step_library.build(libraries[-1])
-    assert load(libraries)._name == str(libraries[-1].path)
-    step_library.build(libraries[0])
-    assert load(libraries)._name == str(libraries[0].path)
-    capable(*libraries[-1].capabilities)
-    assert load(libraries)._name == str(libraries[-1].path)
 
 
 @needs_library

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from service.engine.cpu.canvas_prompts import PromptReader
-from service.engine.cpu.compiled_step import NoLibraryError
 from service.engine.cpu.kv_cache import SlotCache
+from service.engine.cpu.loaded_library import NoLibraryError
 from tests.unit.service.engine.cpu.compiled_canvases import RUNNABLE, built, canvas_model
 from tests.unit.service.engine.cpu.test_rounded_decoder import CHANGES
 

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import copy
-import ctypes
-import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from service.engine.cpu import compiled_step, rounded_decoder, step_library
-from service.engine.cpu.compiled_step import LayerWeights, NoLibraryError, can_compile
+from service.engine.cpu import compiled_decoder, compiled_step, step_library
+from service.engine.cpu.compiled_decoder import CompiledDecoder
+from service.engine.cpu.compiled_step import can_compile
 from service.engine.cpu.kv_cache import SlotCache
+from service.engine.cpu.layer_weights import LayerWeights
+from service.engine.cpu.loaded_library import NoLibraryError
 from service.engine.cpu.rounded_decoder import RoundedDecoder
-from service.engine.cpu.step_library import DECODE_STEP
+from service.engine.cpu.step_library import DECODE_STEPS
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.moe import Gate
 from shared.deepseek_ocr.quantisation import dequantise_rows, quantise_rows
+from tests.unit.service.engine.cpu.runnable_libraries import runnable
 from tests.unit.service.engine.cpu.test_packed_decoder import randomised
 from tests.unit.service.engine.cpu.test_rounded_decoder import (
     CHANGES,
@@ -32,26 +34,20 @@ from tests.unit.service.engine.tiny import tiny_config
 
 CLEAR_MARGIN = 0.02
 """A difference of experts' logarithmic probabilities that rounding does not turn round."""
-HAS_NUMBERS = bool(torch.cpu.get_capabilities().get("avx512_bf16"))
-needs_library = pytest.mark.skipif(
-    not HAS_NUMBERS or shutil.which("cc") is None, reason="needs a C compiler and a processor with AVX-512 BF16"
-)
+RUNNABLE = runnable(DECODE_STEPS)
+needs_library = pytest.mark.skipif(not RUNNABLE, reason="needs a C compiler and a processor with AVX2")
 
 
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    library = replace(DECODE_STEP, folder=tmp_path_factory.mktemp("library"))
+@pytest.fixture(scope="module", params=RUNNABLE, ids=lambda library: library.name)
+def library(request, tmp_path_factory):
+    library = replace(request.param, folder=tmp_path_factory.mktemp("library"))
     step_library.build(library)
-    return compiled_step.load(library.path)
-
-
-def refuse() -> ctypes.CDLL:
-    raise NoLibraryError("not built")
+    return compiled_step.load([library])
 
 
 @pytest.fixture
 def compiled(library, monkeypatch):
-    monkeypatch.setattr(rounded_decoder, "load", lambda: library)
+    monkeypatch.setattr(compiled_decoder, "load", lambda: library)
 
 
 def model_of(changes) -> DeepseekOcrForConditionalGeneration:
@@ -77,22 +73,25 @@ def with_level_head(model):
 def test_logits_are_the_models_but_for_rounding(rows, changes, compiled):
     model = model_of(changes)
     ids_BL, tokens_SB = torch.randint(20, 200, (rows, LENGTH)), torch.randint(20, 200, (STEPS, rows))
-    pairs = zip(logits_of_model(model, ids_BL, tokens_SB), logits_rounded(model, ids_BL, tokens_SB), strict=True)
+    decoder = CompiledDecoder(model, 64)
+    pairs = zip(
+        logits_of_model(model, ids_BL, tokens_SB), logits_rounded(model, ids_BL, tokens_SB, decoder), strict=True
+    )
     for expected, found in pairs:
         assert (found - expected).norm() / expected.norm() < 0.02
 
 
 @needs_library
 @torch.inference_mode()
-def test_long_rows_of_unequal_lengths_are_as_without_the_library(library, monkeypatch):
+def test_long_rows_of_unequal_lengths_are_as_without_the_library(compiled):
     model, found = model_of({}), []
-    for each in (lambda: library, refuse):
-        monkeypatch.setattr(rounded_decoder, "load", each)
-        decoder, cache = RoundedDecoder(model, 128), cache_of(model, 3, torch.bfloat16)
+    reader = RoundedDecoder(model, 128)
+    for decoder in (CompiledDecoder(model, 128), reader):
+        cache = cache_of(model, 3, torch.bfloat16)
         generator = torch.Generator().manual_seed(5)
         for length in (33, 16, 50):
             embeds_BLH = torch.randn(1, length, 128, generator=generator)
-            decoder.read(embeds_BLH, torch.arange(length)[None], cache.open_rows(1, length))
+            reader.read(embeds_BLH, torch.arange(length)[None], cache.open_rows(1, length))
         found.append([decoder.step([21, 22, 23], cache.open_step()) for _ in range(4)])
     for one, other in zip(*found, strict=True):
         assert not torch.equal(one, other), "both were computed in the same way"
@@ -142,12 +141,9 @@ def exact_step(model, tokens: list[int], keys_values: Tensor) -> tuple[Tensor, T
 @needs_library
 @pytest.mark.parametrize("changes", CHANGES)
 @torch.inference_mode()
-def test_steps_are_no_farther_from_float64_than_torchs(changes, library, monkeypatch):
+def test_steps_are_no_farther_from_float64_than_torchs(changes, compiled):
     model = model_of(changes)
-    decoders = []
-    for each in (lambda: library, refuse):
-        monkeypatch.setattr(rounded_decoder, "load", each)
-        decoders.append(RoundedDecoder(model, 128))
+    decoders: list[CompiledDecoder | RoundedDecoder] = [CompiledDecoder(model, 128), RoundedDecoder(model, 128)]
     errors: tuple[list[Tensor], list[Tensor]] = ([], [])
     generator = torch.Generator().manual_seed(3)
     layers = len(model.model.layers)
@@ -177,7 +173,7 @@ def test_a_step_that_fills_the_cache_writes_its_own_cells_alone(rows, length, co
     window = cache.open_step()
     assert cache.capacity == length + 1
     window.storage[..., -1, :] = float("nan")
-    logits = RoundedDecoder(model, 256).step([20 + row for row in range(rows)], window)
+    logits = CompiledDecoder(model, 256).step([20 + row for row in range(rows)], window)
     assert logits.isfinite().all()
     assert torch.equal(window.storage[..., :-1, :], keys_values)
     assert window.storage.isfinite().all()
@@ -188,12 +184,13 @@ def test_a_step_that_fills_the_cache_writes_its_own_cells_alone(rows, length, co
 def test_rows_that_are_not_fed_stay_as_they_are(compiled):
     model = model_of({})
     cache = cache_of(model, 4, torch.bfloat16)
-    decoder = RoundedDecoder(model, 64)
-    decoder.read(torch.randn(3, LENGTH, 128), torch.arange(LENGTH).expand(3, -1), cache.open_rows(3, LENGTH))
+    RoundedDecoder(model, 64).read(
+        torch.randn(3, LENGTH, 128), torch.arange(LENGTH).expand(3, -1), cache.open_rows(3, LENGTH)
+    )
     cache.close_row(0)
     window = cache.open_step()
     window.storage[:, :, 2:] = 7
-    decoder.step([21, 22], window)
+    CompiledDecoder(model, 64).step([21, 22], window)
     assert (window.storage[:, :, 2:] == 7).all()
 
 
@@ -202,7 +199,7 @@ def test_rows_that_are_not_fed_stay_as_they_are(compiled):
 @torch.inference_mode()
 def test_what_does_not_fit_is_not_handed_to_the_library(broken, compiled):
     model = model_of({})
-    step = RoundedDecoder(model, 64)._compiled
+    step = CompiledDecoder(model, 64)._step
     layers = len(model.model.layers) - (broken == "layers")
     keys_values = torch.randn(2, layers, 2, 2, 5, 64).bfloat16()
     dtype = torch.float32 if broken == "dtype" else torch.bfloat16
@@ -222,14 +219,14 @@ def test_what_does_not_fit_is_not_handed_to_the_library(broken, compiled):
 @torch.inference_mode()
 def test_a_row_is_what_it_is_alone_and_one_that_is_no_number_spoils_no_other(compiled):
     model = model_of({})
-    decoder = RoundedDecoder(model, 64)
+    reader, decoder = RoundedDecoder(model, 64), CompiledDecoder(model, 64)
     prompts_BLH = torch.randn(9, LENGTH, 128)
     positions = torch.arange(LENGTH)
 
     def step(rows):
         cache = cache_of(model, len(rows), torch.bfloat16)
         for row in rows:
-            decoder.read(prompts_BLH[row : row + 1].clone(), positions[None], cache.open_rows(1, LENGTH))
+            reader.read(prompts_BLH[row : row + 1].clone(), positions[None], cache.open_rows(1, LENGTH))
         return decoder.step([30 + row for row in rows], cache.open_step())
 
     together = step(range(9))
@@ -242,14 +239,16 @@ def test_a_row_is_what_it_is_alone_and_one_that_is_no_number_spoils_no_other(com
 
 
 @needs_library
-@pytest.mark.parametrize("changes", [{"hidden_size": 32}, {"moe_intermediate_size": 24}])
-def test_other_shapes_are_computed_without_the_library(changes, compiled):
-    model = model_of(changes)
-    assert RoundedDecoder(model, 64).steps == "torch (other shapes)"
-    ids_BL, tokens_SB = torch.randint(20, 200, (2, LENGTH)), torch.randint(20, 200, (STEPS, 2))
-    pairs = zip(logits_of_model(model, ids_BL, tokens_SB), logits_rounded(model, ids_BL, tokens_SB), strict=True)
-    for expected, found in pairs:
-        assert (found - expected).norm() / expected.norm() < 0.02
+@pytest.mark.parametrize("changes", [{"hidden_size": 32}, {"moe_intermediate_size": 24}, {"answer_window": 8}])
+def test_other_shapes_are_not_taken(changes, compiled):
+    with pytest.raises(NoLibraryError, match="other shapes"):
+        CompiledDecoder(model_of(changes), 64)
+
+
+@needs_library
+def test_another_type_is_not_taken(compiled):
+    with pytest.raises(NoLibraryError, match="other shapes"):
+        CompiledDecoder(model_of({}).bfloat16(), 64)
 
 
 @needs_library
@@ -259,7 +258,7 @@ def test_several_tokens_of_a_row_are_bit_for_bit_what_they_are_one_by_one(change
     model, counts = with_level_head(model_of(changes)), [1, 2, 3, 4, 4, 3]
     # Around multiples of 16, which attention takes at once.
     lengths = [30, 13, 14, 15, 29, 1]
-    decoder = RoundedDecoder(model, 64)
+    decoder = CompiledDecoder(model, 64)
     ids = [[20 + 4 * row + place for place in range(count)] for row, count in enumerate(counts)]
 
     def filled() -> SlotCache:
@@ -296,10 +295,10 @@ def test_several_tokens_of_a_row_are_bit_for_bit_what_they_are_one_by_one(change
 @torch.inference_mode()
 def test_the_compiled_language_head_is_the_models(compiled):
     model = with_level_head(model_of({}))
-    decoder = RoundedDecoder(model, 64)
     cache = cache_of(model, 2, torch.bfloat16)
-    decoder.read(torch.randn(2, LENGTH, 128), torch.arange(LENGTH).expand(2, -1), cache.open_rows(2, LENGTH))
-    states_TH, logits_TV = decoder.step_several([[21, 22], [23]], cache.open_several([2, 1]))
+    reader = RoundedDecoder(model, 64)
+    reader.read(torch.randn(2, LENGTH, 128), torch.arange(LENGTH).expand(2, -1), cache.open_rows(2, LENGTH))
+    states_TH, logits_TV = CompiledDecoder(model, 64).step_several([[21, 22], [23]], cache.open_several([2, 1]))
     torch.testing.assert_close(logits_TV, model.lm_head(states_TH), rtol=1e-5, atol=1e-5)
 
 
@@ -342,43 +341,7 @@ def test_matrices_that_do_not_belong_together_are_not_taken(name):
     assert not can_compile([replace(layer, **{name: getattr(layer, name)[:, :-16]})], 64)
 
 
-def test_there_is_none_where_none_was_built(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    with pytest.raises(NoLibraryError, match="not built"):
-        compiled_step.load(tmp_path / "decode_step.so")
-
-
-def test_a_file_that_is_no_library_is_not_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    path = tmp_path / "decode_step.so"
-    path.write_bytes(b"no library")
-    with pytest.raises(NoLibraryError, match="cannot be loaded"):
-        compiled_step.load(path)
-
-
-def test_a_processor_without_such_numbers_loads_none(tmp_path, monkeypatch):
-    path = tmp_path / "decode_step.so"
-    path.write_bytes(b"would fail if it were looked at")
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": False}, raising=False)
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: pytest.fail("was loaded"))
-    with pytest.raises(NoLibraryError, match="AVX-512"):
-        compiled_step.load(path)
-
-
 @needs_library
-def test_another_versions_library_is_not_called(tmp_path, monkeypatch):
-    library = replace(DECODE_STEP, folder=tmp_path)
-    step_library.build(library)
-    monkeypatch.setattr(compiled_step, "VERSION", compiled_step.VERSION + 1)
-    with pytest.raises(NoLibraryError, match="another version"):
-        compiled_step.load(library.path)
-
-
-@needs_library
-def test_a_decoder_says_how_it_steps(compiled):
-    assert RoundedDecoder(model_of({}), 64).steps == "compiled"
-
-
-def test_a_decoder_says_why_its_steps_are_torchs(monkeypatch):
-    monkeypatch.setattr(rounded_decoder, "load", refuse)
-    assert RoundedDecoder(model_of({}), 64).steps == "torch (not built)"
+def test_a_decoder_says_for_which_processors_its_steps_are(library, compiled):
+    name = "AVX2" if library._name.endswith("avx2.so") else "AVX-512"
+    assert CompiledDecoder(model_of({}), 64).steps == f"compiled for {name}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from torch import Tensor
 
 from service.engine.config import EngineLimits
-from service.engine.cpu import rounded_decoder, runner
+from service.engine.cpu import compiled_decoder, runner
 from service.engine.cpu.bands import PartialFeatures
-from service.engine.cpu.rounded_decoder import FEW_DRAFTING_ROWS, RoundedDecoder
+from service.engine.cpu.compiled_decoder import FEW_DRAFTING_ROWS, MOST_DRAFTS, CompiledDecoder
+from service.engine.cpu.loaded_library import NoLibraryError
 from service.engine.cpu.runner import CpuRunner
 from service.engine.engine import TorchEngine
 from service.engine.factory import make_engine
@@ -36,7 +38,7 @@ from shared.deepseek_ocr.pages import assemble_pages
 from shared.deepseek_ocr.quantisation import dequantise_rows, quantise_rows
 from tests.support.nano import needs_nano
 from tests.unit.service.engine.cpu.test_bands import LIMITS, LINES, checkpoint, page_of, read
-from tests.unit.service.engine.cpu.test_compiled_step import compiled, library, needs_library, refuse
+from tests.unit.service.engine.cpu.test_compiled_step import compiled, library, needs_library
 from tests.unit.service.engine.cpu.test_packed_decoder import randomised
 from tests.unit.service.engine.tiny import GEOMETRY, PROMPT, drain, tiny_config, tiny_page, tiny_tokenizer
 
@@ -234,8 +236,14 @@ def ending_token(model, monkeypatch) -> int:
 
 
 @pytest.fixture(autouse=True)
-def rounding(monkeypatch):
-    monkeypatch.setattr(runner, "has_tiles", lambda: True)
+def tiles(monkeypatch):
+    """Sets whether the processor has any; most have none."""
+
+    def say(has: bool) -> None:
+        monkeypatch.setattr(runner, "has_tiles", lambda: has)
+
+    say(False)
+    return say
 
 
 def compare(
@@ -245,18 +253,19 @@ def compare(
     model = model_of(seed)
     eos_id = ending_token(model, monkeypatch) if ending else TOKENIZER.eos_id
     plain = engine_of(model, None, eos_id=eos_id)
-    assert plain.info.steps == "compiled"
+    assert re.fullmatch("compiled for AVX[-512]+", plain.info.steps)
     with monkeypatch.context() as patch:
         without = watch(plain, patch)
         expected = {name: told(end) for name, end in read_all(plain, **how).items()}
     drafting = engine_of(model, head_of(seed), eos_id=eos_id)
-    assert drafting.info.steps == "compiled, up to 2 drafts"
+    assert drafting.info.steps.startswith("compiled for AVX")
+    assert drafting.info.steps.endswith(f", up to {MOST_DRAFTS} drafts")
     with monkeypatch.context() as patch:
         found = watch(drafting, patch)
         made: Any = drafting._runner
         if wrong is not None:
             draft = Oracle(without.truth, wrong).drafts_of(made, found.names)
-            patch.setattr(made._rounded.decoder, "draft", draft)
+            patch.setattr(made._compiled_steps, "draft", draft)
         ends = {name: told(end) for name, end in read_all(drafting, **how).items()}
     assert ends == expected
     return without, found, ends, drafting
@@ -264,8 +273,10 @@ def compare(
 
 @needs_library
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("has_tiles", [False, True])
 @pytest.mark.parametrize("wrong", [None, 0.0, 0.4])
-def test_pages_are_read_as_without_drafts(seed, wrong, compiled, monkeypatch):
+def test_pages_are_read_as_without_drafts(seed, wrong, has_tiles, compiled, tiles, monkeypatch):
+    tiles(has_tiles)
     without, found, _, engine = compare(seed, wrong, monkeypatch)
     stats = engine.stats()
     assert stats.drafted_tokens > 50
@@ -324,7 +335,7 @@ def test_a_draft_that_makes_the_logits_no_numbers_fails_only_where_it_is_right(w
     found = watch(drafting, monkeypatch)
     made: Any = drafting._runner
     oracle = Oracle(truth, wrong, (poison,))
-    monkeypatch.setattr(made._rounded.decoder, "draft", oracle.drafts_of(made, found.names))
+    monkeypatch.setattr(made._compiled_steps, "draft", oracle.drafts_of(made, found.names))
     assert {name: told(end) for name, end in read_all(drafting).items()} == expected
 
 
@@ -353,7 +364,7 @@ def test_no_draft_takes_a_cell_that_the_answer_would_not_take(room, compiled, mo
             with monkeypatch.context() as patch:
                 watched = watch(engine, patch)
                 if engine is drafting:
-                    patch.setattr(made._rounded.decoder, "draft", Oracle(truth, wrong).drafts_of(made, watched.names))
+                    patch.setattr(made._compiled_steps, "draft", Oracle(truth, wrong).drafts_of(made, watched.names))
                 engine.submit(request_of(0, longest))
                 ends.append(told(drain(engine)[-1]))
                 truth = truth or watched.truth
@@ -374,7 +385,7 @@ def test_rows_that_draw_have_no_drafts(compiled, monkeypatch):
 @needs_library
 def test_a_head_of_another_width_is_not_handed_to_the_library(compiled):
     with pytest.raises(AssertionError):
-        RoundedDecoder(model_of(0), 64, head_of(0, WIDTH // 2))
+        CompiledDecoder(model_of(0), 64, head_of(0, WIDTH // 2))
 
 
 @needs_library
@@ -382,11 +393,17 @@ def test_a_language_head_of_other_weights_has_no_drafts(compiled):
     model = model_of(0)
     with torch.no_grad():
         model.lm_head.weight.add_(torch.randn(VOCABULARY, WIDTH) * 1e-3)
-    assert engine_of(model, head_of(0)).info.steps == "compiled"
+    assert "drafts" not in engine_of(model, head_of(0)).info.steps
 
 
-def test_without_the_library_there_are_no_drafts(monkeypatch):
-    monkeypatch.setattr(rounded_decoder, "load", refuse)
+@pytest.mark.parametrize("has_tiles", [False, True])
+def test_without_the_library_there_are_no_drafts(has_tiles, tiles, monkeypatch):
+    tiles(has_tiles)
+
+    def refuse():
+        raise NoLibraryError("not built")
+
+    monkeypatch.setattr(compiled_decoder, "load", refuse)
     engine = engine_of(model_of(0), head_of(0))
     assert engine.info.steps == "torch (not built)"
     engine.submit(request_of(0, 8))
@@ -398,7 +415,7 @@ def test_without_the_library_there_are_no_drafts(monkeypatch):
 @torch.inference_mode()
 def test_the_compiled_head_drafts_as_the_module_does(compiled):
     model, head = model_of(3), randomised(head_of(3))
-    decoder = RoundedDecoder(model, 64, head)
+    decoder = CompiledDecoder(model, 64, head)
     states_BH = torch.randn(40, WIDTH)
     newest = torch.randint(20, 200, (40,)).tolist()
     drafts = decoder.draft(states_BH.clone(), newest, 3)
@@ -419,13 +436,13 @@ def test_the_compiled_head_drafts_as_the_module_does(compiled):
 def test_many_rows_have_one_draft_each(compiled, monkeypatch):
     engine = engine_of(model_of(0), head_of(0), LoopRule(), batch_size=FEW_DRAFTING_ROWS + 1)
     made: Any = engine._runner
-    fed, several = [], made._rounded.decoder.step_several
+    fed, several = [], made._compiled_steps.step_several
 
     def step(tokens, window):
         fed.append((len(tokens), max(map(len, tokens))))
         return several(tokens, window)
 
-    monkeypatch.setattr(made._rounded.decoder, "step_several", step)
+    monkeypatch.setattr(made._compiled_steps, "step_several", step)
     for page in range(FEW_DRAFTING_ROWS + 1):
         engine.submit(request_of(page, 24))
     drain(engine)
@@ -442,7 +459,7 @@ def test_nano_reads_the_same_with_drafts(compiled):
     loaded = checkpoint()
     width = loaded.model.config.text_config.hidden_size
     engine = make_engine(replace(loaded, draft_head=head_of(0, width)), limits)
-    assert engine.info.steps == "compiled, up to 2 drafts"
+    assert engine.info.steps.endswith(f", up to {MOST_DRAFTS} drafts")
     for number, page in enumerate(pages):
         params = SamplingParams(limits.max_new_tokens)
         engine.submit(SequenceRequest(str(number), page, prompt_for(Task.FREE), params, engine.info.model_id))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import copy
-import re
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from service.engine.cpu import rounded, runner
+from service.engine.cpu import compiled_decoder, rounded, runner
+from service.engine.cpu.loaded_library import NoLibraryError
 from service.engine.cpu.rounded import has_tiles, rounded_reader
 from service.engine.cpu.rounded_decoder import MAX_EXPERTS
 from service.engine.factory import make_engine
@@ -68,14 +68,23 @@ def test_canvases_are_rounded_only_where_that_is_wanted_and_fast(monkeypatch):
     assert not rounds(replace(wanted, skips_padding=False), tiles=True, monkeypatch=monkeypatch)
 
 
+@pytest.fixture
+def no_library(monkeypatch):
+    def refuse():
+        raise NoLibraryError("not built")
+
+    monkeypatch.setattr(compiled_decoder, "load", refuse)
+
+
 @needs_nano
-@pytest.mark.parametrize(
-    ("tiles", "wanted", "said"),
-    [(True, True, "compiled|torch .+"), (False, True, "torch .no AMX."), (True, False, "torch")],
-)
-def test_the_engine_says_how_it_decodes_canvases(tiles, wanted, said, monkeypatch):
+@pytest.mark.parametrize("tiles", [True, False])
+@pytest.mark.parametrize(("wanted", "said"), [(True, "torch (not built)"), (False, "torch")])
+def test_the_engine_says_why_it_decodes_canvases_with_torch(tiles, wanted, said, no_library, monkeypatch):
     monkeypatch.setattr(runner, "has_tiles", lambda: tiles)
-    assert re.fullmatch(said, make_engine(checkpoint(), replace(LIMITS, rounds_canvases=wanted)).info.steps)
+    engine = make_engine(checkpoint(), replace(LIMITS, rounds_canvases=wanted))
+    assert engine.info.steps == said
+    made: Any = engine._runner
+    assert (made._rounded_lane is not None) is (tiles and wanted)
 
 
 @needs_nano

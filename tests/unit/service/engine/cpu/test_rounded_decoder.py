@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from service.engine.cpu import rounded_decoder
+from service.engine.cpu.compiled_decoder import CompiledDecoder
 from service.engine.cpu.kv_cache import SlotCache
 from service.engine.cpu.rounded_decoder import RoundedDecoder
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
@@ -58,12 +59,14 @@ def logits_of_model(model, ids_BL: Tensor, tokens_SB: Tensor) -> list[Tensor]:
 
 
 @torch.inference_mode()
-def logits_rounded(model, ids_BL: Tensor, tokens_SB: Tensor) -> list[Tensor]:
+def logits_rounded(model, ids_BL: Tensor, tokens_SB: Tensor, stepping: CompiledDecoder | None = None) -> list[Tensor]:
+    """As `logits_of_model`; steps are the decoder's itself if no other is given."""
     cache, decoder = cache_of(model, len(ids_BL), torch.bfloat16), RoundedDecoder(model, 64)
     embeds_BLH = model.model.embed_tokens(ids_BL)
     positions_BL = torch.arange(LENGTH).expand(ids_BL.shape)
     found = [decoder.read(embeds_BLH, positions_BL, cache.open_rows(*ids_BL.shape))]
-    return found + [decoder.step(tokens_B.tolist(), cache.open_step()) for tokens_B in tokens_SB]
+    stepping_decoder = stepping or decoder
+    return found + [stepping_decoder.step(tokens_B.tolist(), cache.open_step()) for tokens_B in tokens_SB]
 
 
 @pytest.mark.parametrize("few_rows", [0, 16])

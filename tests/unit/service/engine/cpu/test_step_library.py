@@ -12,10 +12,11 @@ from dataclasses import replace
 import pytest
 
 from service.engine.cpu import step_library
-from service.engine.cpu.step_library import CANVASES, DECODE_STEP, FOLDER, build, useful_here
+from service.engine.cpu.step_library import CANVASES, DECODE_STEPS, FOLDER, build, useful_here
 
-LIBRARIES = (DECODE_STEP, *CANVASES)
-WITH_TILES = "flags : fpu avx2 fma bmi2 avx512_bf16 avx512_vnni avx512bw avx512dq avx512vl amx_bf16 amx_tile\n"
+LIBRARIES = (*DECODE_STEPS, *CANVASES)
+AVX512 = "avx512f avx512bw avx512cd avx512dq avx512vl"
+WITH_TILES = f"flags : fpu avx2 fma bmi2 {AVX512} avx512_bf16 avx512_vnni amx_bf16 amx_tile\n"
 needs_compiler = pytest.mark.skipif(
     shutil.which("cc") is None or platform.machine() not in step_library.PROCESSORS,
     reason="needs a C compiler for x86-64",
@@ -38,15 +39,18 @@ def processor(tmp_path, monkeypatch):
 def folder(tmp_path, monkeypatch):
     """Where the decode step is built from a copy of its source."""
     source = tmp_path / "decode_step.c"
-    shutil.copy(DECODE_STEP.sources[0], source)
-    monkeypatch.setattr(step_library, "DECODE_STEP", replace(DECODE_STEP, sources=(source,), folder=tmp_path))
+    for each in (*DECODE_STEPS[0].sources, FOLDER / "lanes.h"):
+        shutil.copy(each, tmp_path)
+    copied = tuple(replace(each, sources=(source,), folder=tmp_path) for each in DECODE_STEPS)
+    monkeypatch.setattr(step_library, "DECODE_STEPS", copied)
     return tmp_path
 
 
 @needs_compiler
 def test_it_is_built_where_that_is_useful_and_again_only_if_a_source_is_newer(folder, processor):
-    source, header, path = folder / "decode_step.c", folder / "other.h", folder / "decode_step.so"
-    os.utime(source, (1000, 1000))
+    source, header, path = folder / "decode_step.c", folder / "lanes.h", folder / "decode_step_avx512.so"
+    for each in (source, header):
+        os.utime(each, (1000, 1000))
     processor(WITH_TILES)
     assert step_library.build_where_useful().startswith("Compiled")
     os.utime(path, (2000, 2000))
@@ -62,11 +66,12 @@ def test_it_is_built_where_that_is_useful_and_again_only_if_a_source_is_newer(fo
 @pytest.mark.parametrize(
     ("said", "names"),
     [
-        (WITH_TILES, ["decode_step"]),
-        (WITH_TILES.replace("amx_bf16", ""), ["canvases_avx512"]),
-        ("flags : avx2 fma bmi2 avx_vnni\n", ["canvases_avxvnni"]),
-        ("flags : avx2 fma bmi2\n", ["canvases_avx2"]),
-        ("flags : avx2 fma bmi2 avx512_vnni\n", ["canvases_avx2"]),
+        (WITH_TILES, ["decode_step_avx512"]),
+        (WITH_TILES.replace("amx_bf16", ""), ["decode_step_avx512", "canvases_avx512"]),
+        (f"flags : avx2 fma bmi2 {AVX512}\n", ["decode_step_avx512", "canvases_avx2"]),
+        ("flags : avx2 fma bmi2 avx_vnni\n", ["decode_step_avx2", "canvases_avxvnni"]),
+        ("flags : avx2 fma bmi2\n", ["decode_step_avx2", "canvases_avx2"]),
+        ("flags : avx2 fma bmi2 avx512f avx512_vnni\n", ["decode_step_avx2", "canvases_avx2"]),
         ("flags : avx sse2\n", []),
         ("Features : fp asimd bf16\n", []),
         ("", []),
@@ -92,14 +97,14 @@ def test_a_system_that_tells_nothing_of_its_processor_builds_none(tmp_path, monk
 def test_without_a_compiler_that_works_it_says_so_and_does_not_fail(compiler, folder, processor):
     processor(WITH_TILES)
     assert "slower" in step_library.build_where_useful(compiler)
-    assert not (folder / "decode_step.so").exists()
+    assert not list(folder.glob("*.so"))
 
 
 @needs_compiler
 def test_a_build_that_fails_leaves_no_library(tmp_path):
     source = tmp_path / "decode_step.c"
     source.write_text("this is not C\n")
-    library = replace(DECODE_STEP, sources=(source,), folder=tmp_path)
+    library = replace(DECODE_STEPS[0], sources=(source,), folder=tmp_path)
     with pytest.raises(subprocess.CalledProcessError):
         build(library)
     assert not library.path.exists()
