@@ -30,8 +30,6 @@ class PageHeader:
     plan: ViewPlan
     image_px: tuple[int, int] | None
     """Height and width of an image; None: the tail is the views of the plan."""
-    is_canvas: bool = False
-    """See `PageViews`."""
     is_grey: bool = False
     """Whether the tail has each pixel's one brightness instead of its three colours."""
 
@@ -55,10 +53,9 @@ class PageHeader:
 def encode_page(page: PreparedPage) -> tuple[PageHeader, list[memoryview]]:
     """The header of a page, and its pixels where they are."""
     image_px = page.image_HWC.shape[:2] if isinstance(page, PageImage) else None
-    is_canvas = isinstance(page, PageViews) and page.is_canvas
     once = [without_copies(pixels) for pixels in page.arrays]
     is_grey = all(pixels.shape[-1] == 1 for pixels in once)
-    return PageHeader(page.plan, image_px, is_canvas=is_canvas, is_grey=is_grey), [
+    return PageHeader(page.plan, image_px, is_grey), [
         np.ascontiguousarray(pixels).reshape(-1).data for pixels in (once if is_grey else page.arrays)
     ]
 
@@ -84,4 +81,4 @@ def decode_page(header: PageHeader, tail: memoryview) -> PreparedPage:
     arrays = [in_colours(part.reshape(shape)) for part, shape in zip(pixels, shapes, strict=False)]
     if image_px:
         return PageImage(plan, arrays[0])
-    return PageViews(plan, arrays[0], arrays[1], is_canvas=header.is_canvas)
+    return PageViews(plan, arrays[0], arrays[1])

@@ -45,7 +45,7 @@ class EngineLimits:
     cuda_graphs: bool = True
     """Whether decode steps are captured; off, to measure what that gives."""
     skips_padding: bool = True
-    """Whether a CPU leaves the padding of canvases of lines out; see `cpu.bands`."""
+    """Whether a CPU leaves the padding of pages of one view out; see `cpu.bands`."""
     rounds_canvases: bool = False
     """Whether a CPU with AMX reads canvases of lines in bfloat16; needs `skips_padding`."""
     loop_rule: LoopRule = field(default_factory=LoopRule)

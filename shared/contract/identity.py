@@ -18,6 +18,8 @@ REVISION_PATTERN = r"^(?:[0-9a-f]{40}|[0-9a-f]{64})$"
 _NAME = re.compile(NAME_PATTERN)
 _VERSION = re.compile(r"[1-9][0-9]{0,8}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+DRAFT_FILE = "draft.safetensors"
+"""A checkpoint's draft head, which changes how fast it is read and not what: adapters fit with any, or none."""
 _READ_BYTES = 1024 * 1024
 
 
@@ -80,9 +82,10 @@ def weights_revision(folder: Path) -> str | None:
         folder: A checkpoint; it may be missing or have no `*.safetensors`.
 
     Returns:
-        SHA-256 in hexadecimal over all `*.safetensors` files in order of their names; None if there are none.
+        SHA-256 in hexadecimal over all `*.safetensors` files but `DRAFT_FILE`, in order of their names; None if there
+        are none.
     """
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(path for path in folder.glob("*.safetensors") if path.name != DRAFT_FILE)
     if not files:
         return None
     digest = hashlib.sha256()

@@ -16,10 +16,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from shared.contract.identity import DRAFT_FILE
 from shared.deepseek_ocr.checkpoint import CheckpointError
 from shared.deepseek_ocr.decoder import RMSNorm
-
-DRAFT_FILE = "draft.safetensors"
 
 
 class DraftHead(nn.Module):

@@ -37,8 +37,6 @@ class PageViews:
     plan: ViewPlan
     global_view_HWC: NDArray[np.uint8]
     tiles_THWC: NDArray[np.uint8]
-    is_canvas: bool = False
-    """Whether it shows lines that were cut from a page, so that the padding around them says nothing."""
 
     @property
     def arrays(self) -> tuple[NDArray[np.uint8], ...]:

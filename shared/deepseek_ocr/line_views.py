@@ -55,4 +55,4 @@ def view_of(canvas: Canvas, geometry: GeometryConfig) -> PageViews:
     token_px = geometry.patch_px * geometry.downsample
     top, left = place.offset_y_px // token_px * token_px, place.offset_x_px
     view_HWC[top : top + height, left : left + width] = canvas.pixels_HW[:, :, None]
-    return PageViews(plan, view_HWC, np.empty((0, plan.tile_px, plan.tile_px, CHANNELS), np.uint8), is_canvas=True)
+    return PageViews(plan, view_HWC, np.empty((0, plan.tile_px, plan.tile_px, CHANNELS), np.uint8))

@@ -1,8 +1,9 @@
-"""The rows of a canvas that show lines: which are encoded, and what a prompt has of them then.
+"""The rows of a view that are not padding: which are encoded, and what a prompt has of them then.
 
-Padding above and below is the same in all views, so a CPU leaves it out: fewer patches to encode, and fewer tokens to
-read and to attend to. All tokens keep the positions that they have in the whole prompt. The encoding is not quite that
-of the whole view, whose attention sees the padding, so pages that are read whole keep theirs.
+Padding above and below is the same in all views, so a CPU leaves it out of pages that are one view, which canvases and
+most lines and blocks are: fewer patches to encode, and fewer tokens to read and to attend to. All tokens keep the
+positions that they have in the whole prompt. The encoding is not quite that of the whole view, whose attention sees
+the padding.
 
 Shape letters: H and W pixels, C colours, L tokens of a page in full, K those that are left, D decoder width.
 """
@@ -101,7 +102,7 @@ def band_of(view_HWC: NDArray[np.uint8], token_px: int) -> Band | None:
         token_px: Side of what a vision token shows.
 
     Returns:
-        The rows; None where a band would be the whole view, or where nothing is shown.
+        The rows, in multiples of `BAND_PX`; None if nothing is shown, or the view's side is no multiple of it.
     """
     side = view_HWC.shape[0]
     shown = np.flatnonzero((view_HWC != PADDING_GREY).any(axis=(1, 2)))
@@ -110,7 +111,7 @@ def band_of(view_HWC: NDArray[np.uint8], token_px: int) -> Band | None:
     first, end = int(shown[0]) // token_px, -(-(int(shown[-1]) + 1) // token_px)
     step, rows = BAND_PX // token_px, side // token_px
     count = -(-(end - first) // step) * step
-    return None if count >= rows else Band(min(first, rows - count), count, first, end)
+    return Band(min(first, rows - count), count, first, end)
 
 
 def rows_of(view_HWC: NDArray[np.uint8], band: Band, token_px: int) -> NDArray[np.uint8]:

@@ -232,7 +232,7 @@ class CpuRunner:
         """All views of a page on the host, or the band of its only one; those of an image are made by Pillow."""
         if isinstance(page, PageImage):
             page = PageViews(page.plan, *prepare_views(Image.fromarray(page.image_HWC), page.plan, geometry))
-        if self._token_px and page.is_canvas:
+        if self._token_px and not len(page.tiles_THWC):
             band = band_of(page.global_view_HWC, self._token_px)
             if band:
                 return [BandPixels(band, rows_of(page.global_view_HWC, band, self._token_px))]

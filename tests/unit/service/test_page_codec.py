@@ -13,15 +13,13 @@ from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage, in_col
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, plan_views
 
 
-@pytest.mark.parametrize("is_canvas", [True, False])
-def test_a_canvas_stays_one(is_canvas):
+def test_views_come_through():
     plan = plan_views(64, 64, Mode.TINY, GeometryConfig(tiny_px=64))
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    page = PageViews(plan, pixels, np.empty((0, plan.tile_px, plan.tile_px, 3), np.uint8), is_canvas=is_canvas)
+    page = PageViews(plan, pixels, np.empty((0, plan.tile_px, plan.tile_px, 3), np.uint8))
     header, parts = encode_page(page)
     again = decode_page(header, memoryview(b"".join(parts)))
     assert isinstance(again, PageViews)
-    assert again.is_canvas is is_canvas
     assert (again.global_view_HWC == pixels).all()
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from shared.contract.identity import DRAFT_FILE
 from shared.deepseek_ocr.checkpoint import save_checkpoint
-from shared.deepseek_ocr.draft_head import DRAFT_FILE, DraftHead, save_draft_head
+from shared.deepseek_ocr.draft_head import DraftHead, save_draft_head
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.nano_config import nano_config
 from shared.deepseek_ocr.tokenizer import OcrTokenizer

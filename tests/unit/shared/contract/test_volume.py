@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.contract.durable import sync_folder
-from shared.contract.identity import AdapterRef, check_name, parse_reference, parse_version, weights_revision
+from shared.contract.identity import (
+    DRAFT_FILE,
+    AdapterRef,
+    check_name,
+    parse_reference,
+    parse_version,
+    weights_revision,
+)
 from shared.contract.pointer import MAX_FORMER_VERSIONS, Pointer, parse_pointer, pointer_bytes
 from shared.contract.refusals import AdapterRefusedError, Fault, Reason, VolumeError
 from shared.contract.volume import AdapterVolume, served_version
@@ -340,3 +347,12 @@ def test_the_revision_of_a_folder_is_that_of_its_weights(tmp_path):
     (tmp_path / "model-1.safetensors").write_bytes(b"a")
     (tmp_path / "config.json").write_bytes(b"c")
     assert weights_revision(tmp_path) == "fb8e20fc2e4c3f248c60c39bd652f3c1347298bb977b8b4d5903b85055620603"
+
+
+def test_a_draft_head_does_not_change_the_revision(tmp_path):
+    (tmp_path / DRAFT_FILE).write_bytes(b"drafts")
+    assert weights_revision(tmp_path) is None
+    (tmp_path / "model.safetensors").write_bytes(b"weights")
+    with_drafts = weights_revision(tmp_path)
+    (tmp_path / DRAFT_FILE).unlink()
+    assert weights_revision(tmp_path) == with_drafts

@@ -7,8 +7,9 @@ import shutil
 import pytest
 import torch
 
+from shared.contract.identity import DRAFT_FILE
 from shared.deepseek_ocr.checkpoint import CheckpointError
-from shared.deepseek_ocr.draft_head import DRAFT_FILE, DraftHead, load_draft_head, save_draft_head
+from shared.deepseek_ocr.draft_head import DraftHead, load_draft_head, save_draft_head
 from shared.deepseek_ocr.loading import load_checkpoint
 from tests.support.nano import NANO, needs_nano
 

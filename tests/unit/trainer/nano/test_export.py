@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from shared.deepseek_ocr.draft_head import DRAFT_FILE, DraftHead, load_draft_head
+from shared.contract.identity import DRAFT_FILE
+from shared.deepseek_ocr.draft_head import DraftHead, load_draft_head
 from shared.deepseek_ocr.loading import load_checkpoint
 from tests.support.tiny_model import tiny_config, tiny_model, tiny_tokenizer
 from trainer.nano.training import export

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from typing import Any
@@ -16,8 +17,8 @@ from service.engine.cpu.bands import KEPT_ROWS, PartialFeatures, band_of, rows_o
 from service.engine.factory import make_engine
 from service.engine.protocol import SamplingParams, SequenceRequest, SequenceResult
 from shared.contract.prompts import Task, prompt_for
-from shared.deepseek_ocr.forms import PageViews
-from shared.deepseek_ocr.geometry import PADDING_GREY
+from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
+from shared.deepseek_ocr.geometry import PADDING_GREY, plan_views
 from shared.deepseek_ocr.line_views import view_of
 from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint
 from shared.images.canvases import Canvas
@@ -25,7 +26,7 @@ from tests.support.nano import NANO, needs_nano
 from tests.unit.service.engine.tiny import drain
 
 TOKEN_PX = 32
-LIMITS = EngineLimits(batch_size=4, max_new_tokens=60, max_sequence_tokens=1024)
+LIMITS = EngineLimits(batch_size=4, max_new_tokens=60, max_sequence_tokens=2048)
 LINES = ("Invoice 2041, 17.50 EUR", "The quick brown fox jumps", "No. 7 on the left side", "Harbour Street 12")
 
 
@@ -43,6 +44,8 @@ def view_with(top: int, bottom: int) -> np.ndarray:
         (0, 20, 0, 5, (0, 1)),
         (630, 640, 15, 5, (19, 20)),
         (33, 400, 1, 15, (1, 13)),
+        (0, 490, 0, 20, (0, 16)),
+        (0, 640, 0, 20, (0, 20)),
     ],
 )
 def test_a_band_holds_all_that_is_shown(top, bottom, first, count, shown):
@@ -55,7 +58,7 @@ def test_a_band_holds_all_that_is_shown(top, bottom, first, count, shown):
     assert (pixels != PADDING_GREY).sum() == (view != PADDING_GREY).sum()
 
 
-@pytest.mark.parametrize("view", [view_with(0, 640), view_with(0, 490), view_with(0, 0), view_with(0, 90)[:600, :600]])
+@pytest.mark.parametrize("view", [view_with(0, 0), view_with(0, 90)[:600, :600]])
 def test_views_without_a_band_are_read_whole(view):
     assert band_of(view, TOKEN_PX) is None
 
@@ -71,12 +74,22 @@ def page_of(*lines: str, height: int = 150) -> PageViews:
     return view_of(Canvas((), (), np.asarray(image)), checkpoint().geometry)
 
 
+def page_of_tiles(*lines: str) -> PageImage:
+    """More than one view, so that it is read whole."""
+    image = Image.new("L", (1000, 150), "white")
+    ImageDraw.Draw(image).multiline_text((10, 8), "\n".join(lines), font=ImageFont.load_default(24), fill="black")
+    geometry = checkpoint().geometry
+    plan = plan_views(*image.size, geometry.default_mode, geometry)
+    assert plan.num_tiles > 1
+    return PageImage(plan, np.asarray(image.convert("RGB")))
+
+
 @cache
 def checkpoint() -> LoadedCheckpoint:
     return load_checkpoint(NANO)
 
 
-def read(limits: EngineLimits, pages: list[PageViews]) -> tuple[list[SequenceResult], list[int]]:
+def read(limits: EngineLimits, pages: Sequence[PreparedPage]) -> tuple[list[SequenceResult], list[int]]:
     """Results in the order of the pages, and the heights of what was encoded."""
     engine = make_engine(checkpoint(), limits)
     heights: list[int] = []
@@ -107,15 +120,14 @@ def test_nano_reads_the_same_from_bands_as_from_whole_views():
     # What a request costs does not depend on the device that reads it.
     assert [result.vision_tokens for result in bands] == [421] * 4
     assert whole_heights == [640] * 4
-    # One page fills its view; the view of padding alone is encoded once.
+    # One page fills its view, with a band of all rows; the view of padding alone is encoded once.
     assert sorted(heights) == [160, 160, 160, 640, 640]
 
 
 @needs_nano
-def test_a_page_that_is_read_whole_keeps_its_padding():
-    canvas = page_of(*LINES)
-    _, heights = read(LIMITS, [replace(canvas, is_canvas=False)])
-    assert heights == [640]
+def test_a_page_of_several_views_keeps_its_padding():
+    _, heights = read(LIMITS, [page_of_tiles(*LINES)])
+    assert heights == [640] * 3
 
 
 @needs_nano

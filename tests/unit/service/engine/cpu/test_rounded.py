@@ -16,7 +16,7 @@ from service.engine.cpu.rounded_decoder import MAX_EXPERTS
 from service.engine.factory import make_engine
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from tests.support.nano import needs_nano
-from tests.unit.service.engine.cpu.test_bands import LIMITS, LINES, checkpoint, page_of, read, words
+from tests.unit.service.engine.cpu.test_bands import LIMITS, LINES, checkpoint, page_of, page_of_tiles, read, words
 from tests.unit.service.engine.tiny import tiny_config, tiny_model
 
 
@@ -102,18 +102,18 @@ def test_nano_reads_the_same_from_rounded_canvases(monkeypatch):
 
 @needs_nano
 def test_pages_that_are_read_whole_are_exact(monkeypatch):
-    page = replace(page_of(*LINES), is_canvas=False)
+    page = page_of_tiles(*LINES)
     [exact], _ = read(LIMITS, [page])
     monkeypatch.setattr(runner, "has_tiles", lambda: True)
     [found], heights = read(replace(LIMITS, rounds_canvases=True), [page])
-    assert heights == [640]
+    assert heights == [640] * 3
     assert found.text == exact.text
     assert found.confidence == exact.confidence
 
 
 @needs_nano
 def test_exact_and_rounded_pages_in_one_batch_do_not_change_each_other(monkeypatch):
-    whole, canvas = replace(page_of(*LINES), is_canvas=False), page_of(*LINES[:2], height=80)
+    whole, canvas = page_of_tiles(*LINES), page_of(*LINES[:2], height=80)
     monkeypatch.setattr(runner, "has_tiles", lambda: True)
     limits = replace(LIMITS, rounds_canvases=True)
     alone = [read(limits, [page])[0][0] for page in (whole, canvas, whole)]
