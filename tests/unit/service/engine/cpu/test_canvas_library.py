@@ -11,7 +11,7 @@ from service.engine.cpu.loaded_library import NoLibraryError
 from service.engine.factory import make_engine
 from tests.support.nano import needs_nano
 from tests.unit.service.engine.cpu.compiled_canvases import RUNNABLE, built, canvas_model
-from tests.unit.service.engine.cpu.test_bands import LIMITS, LINES, checkpoint, page_of, read, words
+from tests.unit.service.engine.cpu.test_bands import LIMITS, LINES, checkpoint, page_of, page_of_tiles, read, words
 
 needs_library = pytest.mark.skipif(not RUNNABLE, reason="needs a C compiler and a processor with AVX2")
 WANTED = replace(LIMITS, rounds_canvases=True)
@@ -47,7 +47,7 @@ def test_nano_reads_the_same_from_compiled_canvases(compiled):
 @needs_nano
 @needs_library
 def test_whole_and_compiled_pages_in_one_batch_do_not_change_each_other(compiled):
-    whole, canvas = replace(page_of(*LINES), is_canvas=False), page_of(*LINES[:2], height=80)
+    whole, canvas = page_of_tiles(*LINES), page_of(*LINES[:2], height=80)
     [exact], _ = read(LIMITS, [whole])
     [alone], _ = read(WANTED, [canvas])
     together, _ = read(WANTED, [whole, canvas, whole])
