@@ -124,7 +124,8 @@ class ServiceSettings(BaseSettings):
     """Where the engine runs. With `auto` the GPU is detected automatically."""
     dtype: DType = DType.AUTO
     """Data type of the computation: `auto` is bfloat16 on CUDA, float32 on a CPU and for nano, whose canvases of
-    lines a CPU with AMX reads in bfloat16, and another by compiled code that rounds less, where that was built."""
+    lines a CPU with AMX reads in bfloat16, and another by compiled code that rounds less, where that was built;
+    compiled steps have keys in bfloat16."""
 
     quantization: Quantization = Quantization.AUTO
     """Weights of DeepSeek-OCR's decoder on a GPU: `none` keeps them in the data type of the computation, `int8` rounds

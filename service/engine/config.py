@@ -47,7 +47,7 @@ class EngineLimits:
     skips_padding: bool = True
     """Whether a CPU leaves the padding of pages of one view out; see `cpu.bands`."""
     rounds_canvases: bool = False
-    """Whether a CPU with AMX reads canvases of lines in bfloat16; needs `skips_padding`."""
+    """Whether a CPU reads and decodes canvases of lines in what is faster than float32 there; needs `skips_padding`."""
     loop_rule: LoopRule = field(default_factory=LoopRule)
     adapter_slots: int = 0
     """Adapters that can be resident at once; 0: none, and nothing is prepared for them."""

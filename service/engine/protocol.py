@@ -176,7 +176,8 @@ class EngineInfo:
     skips_padding: bool = False
     """Whether a low canvas of lines costs less than one that fills its view."""
     steps: str = ""
-    """How a CPU decodes canvases, for the log: `compiled`, and how many drafts, or `torch` and why; empty on a GPU."""
+    """How a CPU decodes canvases, for the log: `compiled` and for what, and how many drafts, or `torch` and why; empty
+    on a GPU."""
     canvases: str = ""
     """How a CPU reads them before: `bfloat16`, `compiled`, or `torch` and why; empty on a GPU."""
     adapter_slots: int = 0

@@ -20,7 +20,7 @@ import pytest
 
 from service.engine.cpu import canvas_library
 from service.engine.cpu.compiled_step import VERSION
-from service.engine.cpu.step_library import CANVASES
+from service.engine.cpu.step_library import CANVASES, DECODE_STEPS
 from shared.contract.text import cer
 from tests.support.buildah import Buildah, host_pip_mounts
 from tests.support.nano import needs_nano
@@ -204,12 +204,13 @@ def test_the_cpu_image_has_no_compiler_and_no_cuda_libraries(image: Image) -> No
 
 def test_the_cpu_image_has_the_compiled_code_on_x86(image: Image) -> None:
     code = (
-        "import ctypes; from service.engine.cpu.step_library import CANVASES, DECODE_STEP; "
-        "libraries = [(DECODE_STEP, 'decode_step_version'), *((each, 'canvases_version') for each in CANVASES)]; "
-        "print([getattr(ctypes.CDLL(str(each.path)), name)() for each, name in libraries if each.path.exists()])"
+        "import ctypes; from service.engine.cpu.step_library import CANVASES, DECODE_STEPS; "
+        "kinds = [(DECODE_STEPS, 'decode_step_version'), (CANVASES, 'canvases_version')]; "
+        "found = [(each.path, name) for libraries, name in kinds for each in libraries if each.path.exists()]; "
+        "print([getattr(ctypes.CDLL(str(path)), name)() for path, name in found])"
     )
     done = image.run(["python", "-c", code])
-    versions = [VERSION, *[canvas_library.VERSION] * len(CANVASES)]
+    versions = [VERSION] * len(DECODE_STEPS) + [canvas_library.VERSION] * len(CANVASES)
     assert done.stdout.strip() == str(versions if platform.machine() == "x86_64" else []), done.stderr
 
 

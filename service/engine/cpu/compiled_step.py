@@ -1,7 +1,7 @@
-"""Steps of the rounded decoder in one call of compiled code, where its library was built.
+"""A decoder's step in one call of compiled code, where its library was built.
 
 Owns how the library is called; `step_library` builds it, and the arithmetic is in `decode_step.c`. A step of a small
-model starts some 200 operations, which takes nearly as long as their numbers. Without the library steps are torch's.
+model starts some 200 operations, which takes nearly as long as their numbers.
 A step may feed several tokens of a row, the newest and drafts: each is computed as if it were alone, but weights, and a
 row's keys and values, are read once for all. Used by the engine's single thread.
 

@@ -1,7 +1,6 @@
 """A model's twin in bfloat16, which reads canvases where a processor multiplies such numbers many times as fast.
 
-Processors with AMX have tiles for that; others gain little, and attention of a single token is even slower there. Used
-by the engine's single thread.
+Processors with AMX have tiles for that; others gain little. Used by the engine's single thread.
 """
 
 from __future__ import annotations
