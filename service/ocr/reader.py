@@ -60,6 +60,7 @@ from shared.contract.calibration import Calibration
 from shared.contract.prompts import PromptSet, Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.grounding import Region, parse_grounded
+from shared.deepseek_ocr.read_strips import FEWEST_LINES, may_be_read_by_lines, prefers_lines
 from shared.deepseek_ocr.reading_layout import ReadingLayout, lines_from_views
 from shared.images.accounting import Account
 from shared.images.canvases import LARGE_EM_PX, LOW_PX, SIDE_PX, Strip
@@ -546,7 +547,12 @@ class DocumentReader:
     async def _read_page(self, decoded: _Decoded, reading: _Reading) -> None:
         page, request = decoded.page, reading.request
         # A line in a shadow is likely to be none; the others are read again if they give no text.
-        may_change = page.ink.is_in_shadow or page.turned_degrees or self._has_other_form(page, request)
+        may_change = (
+            page.ink.is_in_shadow
+            or page.turned_degrees
+            or self._has_other_form(page, request)
+            or self._may_have_better_lines(page, request)
+        )
         is_judged = request.task in _TRANSCRIBES and not request.reads_blank_pages
         # The text of a chat cannot be taken back.
         on_delta = None if may_change and is_judged else reading.on_delta
@@ -556,6 +562,8 @@ class DocumentReader:
             result = await self._read_unturned(decoded, reading, result)
         if result.status is PageStatus.UNREADABLE:
             result = await self._read_otherwise(decoded, reading, result)
+        elif self._may_have_better_lines(page, request):
+            result = await self._read_lines_too(decoded, reading, result)
         if result.status is PageStatus.UNREADABLE and page.ink.is_in_shadow:
             result = replace(result, status=PageStatus.BLANK)
         reading.finish(result)
@@ -600,26 +608,56 @@ class DocumentReader:
 
         Of a single word a model may see nothing in one form and be sure of it in the other.
         """
-        request, page = reading.request, decoded.page
-        if not self._has_other_form(page, request):
+        if not self._has_other_form(decoded.page, reading.request):
             return first
+        second = await self._read_in_other_form(decoded, reading)
+        return second if second is not None and second.status is PageStatus.OK else first
+
+    async def _read_lines_too(self, decoded: _Decoded, reading: _Reading, first: PageResult) -> PageResult:
+        """Read an image by its lines that was read whole, but not surely; the surer text is its text.
+
+        In a block of many small lines a model may lose its place, which it cannot in a line.
+        """
+        if first.status is not PageStatus.OK or first.result is None:
+            return first
+        if not may_be_read_by_lines(len(decoded.page.ink.lines), first.result.confidence):
+            return first
+        second = await self._read_in_other_form(decoded, reading)
+        if second is None or second.status is not PageStatus.OK or second.result is None:
+            return first
+        return second if prefers_lines(first.result.confidence, second.result.confidence) else first
+
+    async def _read_in_other_form(self, decoded: _Decoded, reading: _Reading) -> PageResult | None:
+        """Read a page by its lines that was read whole, or whole; None if it cannot be."""
+        page = decoded.page
+        # The page has been read, which a deadline must not take back.
+        reading.renew()
         task = replace(
-            self._decode_task(page.page, request),
+            self._decode_task(page.page, reading.request),
             turn_degrees=page.turned_degrees,
             lines_from_views=0 if page.strips else 1,
         )
         other = await self._decode_again(decoded, reading, task)
         if other is None or bool(other.strips) == bool(page.strips):
-            return first
-        second = await self._read_once(replace(decoded, page=other), reading, None)
-        return second if second.status is PageStatus.OK else first
+            return None
+        return await self._read_once(replace(decoded, page=other), reading, None)
 
     def _has_other_form(self, page: DecodedPage, request: OcrRequest) -> bool:
         """Whether a page is read otherwise if nothing could be made of it."""
+        return page.ink.marks < MOST_MARKS and self._may_choose_form(request)
+
+    def _may_have_better_lines(self, page: DecodedPage, request: OcrRequest) -> bool:
+        """Whether a page that is read whole is read by its lines too if its text is not sure."""
+        has_lines = not page.strips and len(page.ink.lines) >= FEWEST_LINES
+        # Where every answer is given as it is, none is replaced.
+        return has_lines and not request.reads_blank_pages and self._may_choose_form(request)
+
+    def _may_choose_form(self, request: OcrRequest) -> bool:
+        """Whether a page may be read whole and by its lines, as nothing says how."""
         info = self._engine.info
         is_chosen = request.layout is ReadingLayout.PAGE or request.wants_token_scores
         reads_lines = lines_from_views(request.layout, info.geometry, is_base=request.model_id == info.model_id) > 0
-        return not is_chosen and reads_lines and page.ink.marks < MOST_MARKS
+        return not is_chosen and reads_lines
 
     async def _read_by_lines(
         self, decoded: _Decoded, reading: _Reading, on_text: Callable[[str], None] | None

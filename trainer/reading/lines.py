@@ -72,7 +72,7 @@ def _read_strips(
     # The first canvases tell whether the page shows text.
     answers = read_all(probed)
     is_nothing = has_probe and is_texture(
-        [shows_text(each.text, _confidence(each), has_ended=each.ended) for each in answers]
+        [shows_text(each.text, confidence_of(each.text, each.token_scores), has_ended=each.ended) for each in answers]
     )
     if is_nothing:
         for first, part in rest:
@@ -106,7 +106,7 @@ def _read_strip(strip: Strip, answer: Generated, span: Span) -> ReadStrip:
     return ReadStrip(strip, answer.text[start:end], answer.token_scores and answer.token_scores.within(start, end))
 
 
-def _confidence(answer: Generated) -> float:
-    """As the service has it; 1 where it is not known."""
-    mean = answer.token_scores.mean_of_print(answer.text) if answer.token_scores else None
+def confidence_of(text: str, scores: TokenScores | None) -> float:
+    """How sure a reader is of a text's print, as the service has it; 1 where it is not known."""
+    mean = scores.mean_of_print(text) if scores else None
     return 1.0 if mean is None else math.exp(mean)

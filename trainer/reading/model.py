@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -18,9 +18,10 @@ from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_views
 from shared.deepseek_ocr.images import prepare_views
 from shared.deepseek_ocr.line_views import is_crop
+from shared.deepseek_ocr.read_strips import may_be_read_by_lines, prefers_lines
 from shared.deepseek_ocr.reading_layout import LINE_TASKS, ReadingLayout, lines_from_views
 from shared.deepseek_ocr.registry import kind_of
-from shared.images.canvases import LARGE_EM_PX, MOST_LINES
+from shared.images.canvases import LARGE_EM_PX, MOST_LINES, Strip
 from shared.images.frames import without_frames
 from shared.images.ink import find_ink, relief_of
 from shared.images.levelling import levelled
@@ -31,7 +32,7 @@ from trainer.evaluation.results import LAYOUT_KEY
 from trainer.evaluation.samples import Layout, Sample, open_page, upright_size
 from trainer.evaluation.scores import Reading
 from trainer.reading.generation import Generated, batches_of_equal_plan, generate_texts
-from trainer.reading.lines import read_lines
+from trainer.reading.lines import confidence_of, read_lines
 from trainer.reading.protocol import ReaderError
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ class ModelReader:
         if 0 < self._lines_from_views <= plan.num_views:
             return [self._read_by_lines(image) for image in images]
         pages = [self._whole(image, plan) for image in images]
+        prints = [find_ink(image).lines for image in images]
         generated = generate_texts(
             self._model,
             self._tokenizer,
@@ -135,10 +137,14 @@ class ModelReader:
             self._options.max_new_tokens or MAX_NEW_TOKENS[samples[0].layout],
             self._device,
             self._options.batch_size,
-            [find_ink(image).lines for image in images],
+            prints,
         )
         seconds = (time.perf_counter() - start) / len(samples)
-        return [Reading(answer.text, seconds, answer.ended, answer.token_scores) for answer in generated]
+        readings = [Reading(answer.text, seconds, answer.ended, answer.token_scores) for answer in generated]
+        return [
+            self._with_lines(image, reading, lines)
+            for image, reading, lines in zip(images, readings, prints, strict=True)
+        ]
 
     @property
     def _lines_from_views(self) -> int:
@@ -164,7 +170,11 @@ class ModelReader:
         if not strips or (self._lines_from_views > 1 and is_crop(plan, strips)):
             # Read whole, as the service does.
             whole = self._generate([self._whole(image, plan)], MAX_NEW_TOKENS[Layout.PAGE], [ink.lines])[0]
-            return Reading(whole.text, time.perf_counter() - start, whole.ended, whole.token_scores)
+            reading = Reading(whole.text, time.perf_counter() - start, whole.ended, whole.token_scores)
+            return self._with_lines(image, reading, ink.lines)
+        return self._read_strips(image, strips, start)
+
+    def _read_strips(self, image: Image.Image, strips: Sequence[Strip], start: float) -> Reading:
         answer = read_lines(
             strips,
             self._geometry,
@@ -172,6 +182,19 @@ class ModelReader:
             lambda: lines_of_page(image, LARGE_EM_PX),
         )
         return Reading(answer.text, time.perf_counter() - start, True, answer.token_scores)
+
+    def _with_lines(self, image: Image.Image, whole: Reading, lines: Sequence[InkLine]) -> Reading:
+        """What was read whole, or by its lines if that is surer, as the service does."""
+        confidence = confidence_of(whole.text, whole.token_scores)
+        if not self._lines_from_views or not may_be_read_by_lines(len(lines), confidence):
+            return whole
+        start = time.perf_counter() - whole.seconds
+        strips = lines_of_page(image)
+        if not strips:
+            return whole
+        by_lines = self._read_strips(image, strips, start)
+        is_surer = prefers_lines(confidence, confidence_of(by_lines.text, by_lines.token_scores))
+        return by_lines if is_surer else replace(whole, seconds=by_lines.seconds)
 
     def _generate(
         self, views: Sequence[PageViews], most: int, prints: Sequence[Sequence[InkLine]] | None = None

@@ -434,8 +434,8 @@ HALF_READ = replace(
 class UnevenEngine(FakeEngine):
     """Gives each answer the next confidence, and no text where that is 0."""
 
-    def __init__(self, confidences: Iterable[float]) -> None:
-        super().__init__()
+    def __init__(self, confidences: Iterable[float], **options: Any) -> None:
+        super().__init__(**options)
         self._confidences = iter(confidences)
 
     def step(self) -> list[SequenceEvent]:
@@ -512,6 +512,38 @@ async def test_text_that_another_reading_may_replace_is_not_streamed(ink: PageIn
             await it.reader.read(b"2", order, permit, on_delta=lambda page, _: deltas.append(page))
     # Where every answer is given as it is, none is replaced.
     assert set(deltas) == ({1, 2} if blank_pages else {2})
+
+
+@pytest.mark.parametrize(
+    ("confidences", "lines_read", "is_by_lines"),
+    [
+        pytest.param([0.4, 0.9], 1, True, id="lines are surer"),
+        pytest.param([0.96, 0.9], 1, False, id="lines are not surer"),
+        pytest.param([0.9, 0.0], 1, False, id="nothing seen by lines"),
+        pytest.param([0.98], 0, False, id="sure"),
+    ],
+)
+async def test_what_was_read_whole_and_not_surely_is_read_by_its_lines_too(
+    confidences: list[float], lines_read: int, is_by_lines: bool
+) -> None:
+    async with bench(engine=UnevenEngine(confidences, geometry=NANO_GEOMETRY)) as it:
+        it.source.ink, it.source.ink_of_lines = {1: HALF_READ}, {1: MANY}
+        page = (await it.read(1)).pages[0]
+        asked = [order.lines_from_views for order in it.source.orders]
+    assert (page.status, asked) == (PageStatus.OK, [2, *[1] * lines_read])
+    assert [region.box_px for region in page.regions] == ([STRIP.box_px] if is_by_lines else [])
+
+
+@pytest.mark.parametrize("given", [{"layout": ReadingLayout.PAGE}, {"reads_blank_pages": True}])
+async def test_a_page_is_read_once_where_the_client_wants_the_answer_as_it_is(given: dict[str, Any]) -> None:
+    few_lines = replace(HALF_READ, lines=HALF_READ.lines[:3])
+    async with bench(engine=UnevenEngine([0.9, 0.9, 0.9, 0.9], geometry=NANO_GEOMETRY)) as it:
+        it.source.ink, it.source.ink_of_lines = {1: HALF_READ}, {1: MANY}
+        await it.read(1, **given)
+        # Few lines are read well whole.
+        it.source.ink = {1: few_lines}
+        await it.read(1)
+        assert len(it.source.orders) == 2
 
 
 async def test_a_second_decoding_that_fails_leaves_the_page_as_it_was() -> None:

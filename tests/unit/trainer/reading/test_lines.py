@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import pytest
 
 from shared.contract.answer import FinishReason
 from shared.contract.confidence import score_tokens
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
 from shared.images.canvases import MOST_LINES, Strip
+from shared.images.ink import find_ink
+from tests.support.printed import LEFT, page_of
+from tests.support.tiny_model import tiny_model, tiny_tokenizer
+from trainer.evaluation.scores import Reading
 from trainer.reading.generation import Generated
 from trainer.reading.lines import read_lines
+from trainer.reading.model import ModelReader
 
 DOUBTFUL = 20
 LARGER = 100
@@ -59,3 +66,25 @@ def test_second_look_leaves_out_canvases_that_were_read_surely():
     assert [n - LARGER for n in asked if n >= LARGER] == list(range(MOST_LINES, 25))
     assert answer.text.splitlines()[DOUBTFUL] == f"again {DOUBTFUL}"
     assert answer.text.splitlines()[0] == "line 0"
+
+
+def reading(text: str, probability: float) -> Reading:
+    scores = score_tokens([letter.encode() for letter in text], [math.log(probability)] * len(text))
+    return Reading(text, 1.0, token_scores=scores)
+
+
+@pytest.mark.parametrize(
+    ("num_lines", "whole", "lines", "chosen"),
+    [
+        pytest.param(4, 0.9, 0.93, "lines", id="lines are surer"),
+        pytest.param(4, 0.9, 0.91, "whole", id="lines are hardly surer"),
+        pytest.param(4, 0.975, 0.999, "whole", id="sure"),
+        pytest.param(3, 0.9, 0.99, "whole", id="few lines"),
+    ],
+)
+def test_what_was_read_whole_and_not_surely_is_read_by_its_lines_too(num_lines, whole, lines, chosen, monkeypatch):
+    image = page_of((40, 40, LEFT), size=(600, 360))
+    reader = ModelReader(tiny_model(), tiny_tokenizer(), NANO_GEOMETRY, "nano")
+    monkeypatch.setattr(reader, "_read_strips", lambda *_: reading("lines", lines))
+    found = reader._with_lines(image, reading("whole", whole), find_ink(image).lines[:num_lines])
+    assert found.text == chosen
