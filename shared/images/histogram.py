@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def percentile(bytes_HW: NDArray[np.uint8], percent: float) -> float:
+def percentile(
+    bytes_HW: NDArray[np.uint8], percent: float, kind: type[np.float32] | type[np.float64] = np.float64
+) -> float:
     """As `np.percentile`, bit for bit.
 
     Args:
         bytes_HW: At least one.
         percent: From 0 to 100.
+        kind: Type that numpy would find between two values: float32 for values of that type, else float64.
 
     Returns:
         The value, between two bytes where it lies between two of the values.
@@ -26,8 +29,8 @@ def percentile(bytes_HW: NDArray[np.uint8], percent: float) -> float:
     share = place - low
     below, above = np.searchsorted(ends, (low, min(low + 1, bytes_HW.size - 1)), side="right").tolist()
     # In the order of numpy's interpolation, whose rounding differs by side.
-    step = float(above - below)
-    return above - step * (1 - share) if share >= 0.5 else below + step * share
+    step = kind(above - below)
+    return float(above - step * kind(1 - share) if share >= 0.5 else below + step * kind(share))
 
 
 def median(bytes_HW: NDArray[np.uint8]) -> int:

@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.images.histogram import percentile
 from shared.images.ink import Relief
 from shared.images.ink_lines import label_shapes, places_in
 
@@ -52,7 +51,7 @@ def find_rules(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[
         Pixels of rules, and of the upright of these.
     """
     # Some are fainter than print and broken where print is near; others lie on a tinted ground, which joins faint ones.
-    least = max(relief.threshold, _FAINT_RULE_SHARE * percentile(relief.depth_HW, 99.7))
+    least = max(relief.threshold, _FAINT_RULE_SHARE * relief.darkest)
     faint_HW = darker_than(relief.depth_HW, least) | mask_HW
     rules_HW, upright_HW = _rules(mask_HW, cap)
     faint_rules_HW, faint_upright_HW = _rules(faint_HW, cap)

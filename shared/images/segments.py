@@ -142,7 +142,7 @@ def find_segments(page: Image.Image) -> LevelPage:
     """Find a page's segments of lines.
 
     Args:
-        page: Upright, mode RGB.
+        page: Upright, mode RGB or L.
 
     Returns:
         The level page; its segments are in no order.
@@ -176,7 +176,7 @@ def _relief(small_hw: NDArray[np.uint8], scale: float) -> Relief:
         return relief
     smooth: Any = cv2.GaussianBlur(cv2.medianBlur(small_hw, 3), (3, 3), 0)
     relief = relief_of_grey(smooth, scale)
-    dark = float(np.percentile(relief.depth_HW, 99.5))
+    dark = percentile(relief.depth_HW, 99.5)
     return replace(relief, threshold=max(relief.threshold, 0.33 * dark))
 
 
@@ -190,11 +190,14 @@ def _inverted(grey_HW: NDArray[np.uint8], ground_HW: NDArray[np.uint8]) -> NDArr
 
 def _ink_grey(page: Image.Image) -> NDArray[np.uint8]:
     """Grey paper with dark ink; coloured ink is darker than its brightness, but a yellow marker is not black."""
-    pixels_HWC: Any = np.asarray(page)
-    grey_HW: Any = cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY)
-    red, green, blue = cv2.split(pixels_HWC)
-    if cv2.norm(red, blue, cv2.NORM_INF) > 8:
-        grey_HW = cv2.addWeighted(cv2.min(cv2.min(red, green), blue), 0.5, grey_HW, 0.5, 0)
+    pixels: Any = np.asarray(page)
+    if page.mode == "L":
+        grey_HW = pixels
+    else:
+        grey_HW = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        red, green, blue = cv2.split(pixels)
+        if cv2.norm(red, blue, cv2.NORM_INF) > 8:
+            grey_HW = cv2.addWeighted(cv2.min(cv2.min(red, green), blue), 0.5, grey_HW, 0.5, 0)
     if _is_light_on_dark(grey_HW):
         grey_HW = 255 - grey_HW
     result: NDArray[np.uint8] = grey_HW
@@ -205,7 +208,7 @@ def _is_light_on_dark(grey_HW: NDArray[np.uint8]) -> bool:
     """Whether print is lighter than its paper, as on a negative or a slide."""
     step = max(1, max(grey_HW.shape) // 800)
     small = np.ascontiguousarray(grey_HW[::step, ::step])
-    middle = float(np.percentile(small, 60))
+    middle = percentile(small, 60)
     if not _BLACK_PAGE < middle < _DARK_PAGE:
         return middle <= _BLACK_PAGE
     kernel = np.ones((9, 9), np.uint8)
@@ -228,7 +231,7 @@ def _made_small(grey_HW: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
 
 def _bars(small_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """The brightness, at least 1, of dark bars with light print on them, as of a table's head; None without any."""
-    paper = float(np.percentile(small_hw[::4, ::4], 80))
+    paper = percentile(np.ascontiguousarray(small_hw[::4, ::4]), 80)
     dark_hw: Any = (small_hw < np.uint8(math.ceil(_BAR_SHARE * paper))).view(np.uint8)
     # Print has no solid ground of this height and width, a bar has above and below its print.
     solid_hw: Any = cv2.morphologyEx(dark_hw, cv2.MORPH_OPEN, np.ones((2, 28), np.uint8))
@@ -271,7 +274,7 @@ def _bars(small_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
 def _mask(relief: Relief) -> NDArray[np.uint8]:
     depth_HW = relief.depth_HW
     # Soft edges join letters, so print counts where it is dark for what is around it.
-    least = max(relief.threshold, _FAINT_SHARE * percentile(depth_HW, 99.7))
+    least = max(relief.threshold, _FAINT_SHARE * relief.darkest)
     return darker_than(depth_HW, least) & _dark_for(depth_HW, _DARKER_SHARE, _darkest_around(depth_HW))
 
 
@@ -292,7 +295,7 @@ def _dark_for(depth_HW: NDArray[np.uint8], share: float, around_HW: NDArray[np.u
 def _mended(mask_HW: NDArray[np.uint8], relief: Relief, rules_HW: NDArray[np.uint8], cap: float) -> NDArray[np.uint8]:
     """The mask with letters made whole whose ink is uneven, as needles, worn heads and old thermal paper print them."""
     depth_HW = relief.depth_HW
-    least = max(relief.threshold, _FAINT_INK_SHARE * percentile(depth_HW, 99.7))
+    least = max(relief.threshold, _FAINT_INK_SHARE * relief.darkest)
     faint_HW = darker_than(depth_HW, least) & _dark_for(depth_HW, _FAINT_DARKER_SHARE, _darkest_around(depth_HW))
     faint_HW = faint_HW & ~rules_HW | mask_HW
     count, wholes_HW, stats = label_shapes(faint_HW)
