@@ -292,14 +292,23 @@ def _dark_for(depth_HW: NDArray[np.uint8], share: float, around_HW: NDArray[np.u
     return result
 
 
-def _mended(mask_HW: NDArray[np.uint8], relief: Relief, rules_HW: NDArray[np.uint8], cap: float) -> NDArray[np.uint8]:
-    """The mask with letters made whole whose ink is uneven, as needles, worn heads and old thermal paper print them."""
+def _mended(
+    mask_HW: NDArray[np.uint8],
+    pieces_HW: NDArray[np.int32],
+    pieces: NDArray[np.int32],
+    relief: Relief,
+    rules_HW: NDArray[np.uint8],
+    cap: float,
+) -> NDArray[np.uint8]:
+    """The mask with letters made whole whose ink is uneven, as needles, worn heads and old thermal paper print them.
+
+    Its pieces are labelled and measured already.
+    """
     depth_HW = relief.depth_HW
     least = max(relief.threshold, _FAINT_INK_SHARE * relief.darkest)
     faint_HW = darker_than(depth_HW, least) & _dark_for(depth_HW, _FAINT_DARKER_SHARE, _darkest_around(depth_HW))
     faint_HW = faint_HW & ~rules_HW | mask_HW
     count, wholes_HW, stats = label_shapes(faint_HW)
-    _, pieces_HW, pieces = label_shapes(mask_HW)
     inked = places_in(mask_HW)
     # Which whole each piece is of; all of a piece's pixels are of the same.
     whole_of = np.zeros(len(pieces), np.int64)
@@ -376,8 +385,9 @@ def _levelled(grey_HW: NDArray[np.uint8], angle: float) -> tuple[NDArray[np.uint
     return turned, back
 
 
-def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap: float) -> None:
-    """Cut shapes in two that reach over two lines."""
+def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap: float) -> bool:
+    """Cut shapes in two that reach over two lines; whether there are any."""
+    has_cut = False
     left, top, w, h, _ = shapes_N5.T
     tall = np.flatnonzero((h > 1.55 * cap) & (h < 4.5 * cap) & (w < 12 * cap))
     normal = (h > 0.4 * cap) & (h < 1.5 * cap)
@@ -394,6 +404,8 @@ def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap
         part = mask_HW[y + round(0.3 * height) : y + round(0.7 * height) + 1, x : x + width]
         row = int(part.sum(axis=1).argmin()) + y + round(0.3 * height)
         mask_HW[row, x : x + width] = 0
+        has_cut = True
+    return has_cut
 
 
 def _shapes_of_print(
@@ -418,8 +430,10 @@ def _segments(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[N
     scale = relief.scale
     rules_HW, upright_HW = find_rules(relief, mask_HW, cap)
     mask_HW = mask_HW & ~rules_HW
-    _part_touching(mask_HW, _shapes(mask_HW), cap)
-    mask_HW = _mended(mask_HW, relief, rules_HW, cap)
+    _, pieces_HW, pieces = label_shapes(mask_HW)
+    if _part_touching(mask_HW, pieces[1:], cap):
+        _, pieces_HW, pieces = label_shapes(mask_HW)
+    mask_HW = _mended(mask_HW, pieces_HW, pieces, relief, rules_HW, cap)
     _, labels_HW, stats = label_shapes(mask_HW)
     cap = max(cap, _cap_of(stats[1:, 3]))
     owner_of, area = np.zeros(len(stats), np.int32), stats[:, 4]
@@ -565,7 +579,7 @@ def _owners(
     owner_of: NDArray[np.int32], labels_HW: NDArray[np.int32], rules_HW: NDArray[np.uint8]
 ) -> NDArray[np.int32]:
     owner_hw: NDArray[np.int32] = np.take(owner_of, labels_HW)
-    owner_hw[rules_HW > 0] = -1
+    owner_hw[rules_HW.view(np.bool_)] = -1
     return owner_hw
 
 
