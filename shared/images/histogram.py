@@ -23,14 +23,26 @@ def percentile(
     Returns:
         The value, between two bytes where it lies between two of the values.
     """
-    ends = _ends(bytes_HW)
-    place = (bytes_HW.size - 1) * (percent / 100)
-    low = math.floor(place)
-    share = place - low
-    below, above = np.searchsorted(ends, (low, min(low + 1, bytes_HW.size - 1)), side="right").tolist()
+    low, high, share = _place(bytes_HW.size, percent)
+    below, above = np.searchsorted(_ends(bytes_HW), (low, high), side="right").tolist()
     # In the order of numpy's interpolation, whose rounding differs by side.
     step = kind(above - below)
     return float(above - step * kind(1 - share) if share >= 0.5 else below + step * kind(share))
+
+
+def percentile_of_few(values: NDArray[np.int32], percent: float) -> float:
+    """As `np.percentile`, bit for bit, which takes ten times as long for a few values; at least one."""
+    low, high, share = _place(values.size, percent)
+    ranked = np.sort(values)
+    below, above = int(ranked[low]), int(ranked[high])
+    return above - (above - below) * (1 - share) if share >= 0.5 else below + (above - below) * share
+
+
+def _place(size: int, percent: float) -> tuple[int, int, float]:
+    """Between which two of so many ranked values a percentile lies, and how far from the first."""
+    place = (size - 1) * (percent / 100)
+    low = math.floor(place)
+    return low, min(low + 1, size - 1), place - low
 
 
 def median(bytes_HW: NDArray[np.uint8]) -> int:

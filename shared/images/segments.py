@@ -10,7 +10,7 @@ Shape letters: N shapes, H and W pixels of the level page.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 from shared.images.boxes import find_boxes
 from shared.images.form_boxes import find_frames, find_ticks
-from shared.images.histogram import percentile
+from shared.images.histogram import percentile, percentile_of_few
 from shared.images.ink import MAX_SIDE_PX, Relief, relief_of_grey
 from shared.images.ink_lines import label_shapes, places_in
 from shared.images.rules import bits_of_rules, darker_than, find_rules
@@ -59,7 +59,8 @@ _UPRIGHT_EM, _UPRIGHT_LETTERS = 1.6, 6
 """Widest letter of a line that runs up or down, and how many it has at least."""
 _MOST_ALONE = 500
 """With more points on a page they are dirt."""
-_POINTS_AT_ONCE = 1000
+_POINTS_AT_ONCE, _POINTS_COMPARED = 1000, 64
+"""With each other, and with all lines."""
 _ALIKE = 1.5
 """Sizes within this ratio may be one, measured on different letters."""
 _MOST_SHAPES = 9_000
@@ -241,21 +242,21 @@ def _bars(small_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     for high in _BAR_PRINT_PX:
         joined_hw: Any = cv2.morphologyEx(solid_hw, cv2.MORPH_CLOSE, np.ones((high, 9), np.uint8))
         joined_hw = cv2.morphologyEx(joined_hw, cv2.MORPH_OPEN, np.ones((9, 24), np.uint8))
-        count, labels_hw, stats, _ = cv2.connectedComponentsWithStats(joined_hw, connectivity=4)
+        left, top, width, height = cv2.boundingRect(joined_hw)
+        if not width:
+            continue
+        _, labels_hw, stats, _ = cv2.connectedComponentsWithStats(
+            joined_hw[top : top + height, left : left + width], connectivity=4
+        )
         inner_hw: Any = cv2.erode(joined_hw, np.ones((5, 5), np.uint8))
-        for number in range(1, count):
-            x, y, w, h, area = stats[number].tolist()
-            if h > 0.25 * small_hw.shape[0]:
+        for number, (x, y, w, h, area) in enumerate(stats.tolist()):
+            if not number or h > 0.25 * small_hw.shape[0] or w < _BAR_WIDE_PX:
                 continue
-            place = slice(y, y + h), slice(x, x + w)
-            own = labels_hw[place] == number
+            own = labels_hw[y : y + h, x : x + w] == number
+            place = slice(top + y, top + y + h), slice(left + x, left + x + w)
             dark, edge = dark_hw[place] > 0, own & (inner_hw[place] == 0)
             light = float((own & ~dark).sum()) / area
-            if (
-                not 0.01 < light < 0.45
-                or float((edge & dark).sum()) < _SOLID_EDGE * float(edge.sum())
-                or w < _BAR_WIDE_PX
-            ):
+            if not 0.01 < light < 0.45 or float((edge & dark).sum()) < _SOLID_EDGE * float(edge.sum()):
                 continue
             ground = max(1, int(np.median(small_hw[place][own & dark])))
             # Dark print on a tinted ground needs nothing.
@@ -459,9 +460,8 @@ def _segments(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[N
     segments: list[Segment] = []
     depths: list[float] = []
     members_of: list[NDArray[np.int64]] = []
-    for label in range(1, int(line_of.max(initial=0)) + 1):
-        members = np.flatnonzero(line_of == label)
-        if not members.size or is_hole[members].all():
+    for _, members in _members(line_of):
+        if is_hole[members].all():
             continue
         place = _around(boxes_N4[members])
         depth = percentile(relief.depth_HW[place], 95)
@@ -639,10 +639,10 @@ def _strips(
     y1, y2 = top + h // 4, top + h - h // 4
     for a, b, c, d in zip(x1.tolist(), x2.tolist(), y1.tolist(), y2.tolist(), strict=True):
         strip_HW[c:d, a:b] = 1
-    strip_HW[upright_HW > 0] = 0
+    strip_HW[upright_HW.view(np.bool_)] = 0
     # A letter that a rule touches keeps its middle.
     strip_HW[top + h // 2, left + w // 2] = 1
-    _, labels_HW = cv2.connectedComponents(strip_HW, connectivity=4)
+    _, labels_HW = cv2.connectedComponentsWithAlgorithm(strip_HW, 4, cv2.CV_32S, cv2.CCL_WU)
     result: NDArray[np.int32] = labels_HW[np.minimum(top + h // 2, size[0] - 1), np.minimum(left + w // 2, size[1] - 1)]
     return result
 
@@ -655,17 +655,18 @@ def _attach_small(boxes_N4: NDArray[np.int32], line_of: NDArray[np.int32], cap: 
     left, top, w, h = boxes_N4.T
     bounds = np.zeros((count + 1, 4))
     size = np.zeros(count + 1)
-    for label in range(1, count + 1):
-        members = line_of == label
-        if members.any():
-            bounds[label] = (
-                left[members].min(), top[members].min(), (left + w)[members].max(), (top + h)[members].max(),
-            )  # fmt: skip
-            size[label] = np.percentile(h[members], 75)
-    y = top + h / 2
-    # Whole lines of small shapes that lie in a larger line, such as the dots of its letters.
-    for label in np.argsort(size)[:].tolist():
-        if not label or not size[label]:
+    for label, members in _members(line_of):
+        bounds[label] = (
+            left[members].min(), top[members].min(), (left + w)[members].max(), (top + h)[members].max(),
+        )  # fmt: skip
+        size[label] = percentile_of_few(h[members], 75)
+    # Whole lines of small shapes that lie in a larger line, such as the dots of its letters. What no line is large
+    # enough for is not compared with each.
+    largest = float(size.max())
+    length, height = bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1]
+    may_lie = (size > 0) & (largest > 1.4 * size) & (length < 3.0 * largest) & (height < 0.65 * largest)
+    for label in np.argsort(size).tolist():
+        if not may_lie[label]:
             continue
         bx1, by1, bx2, by2 = bounds[label]
         middle_x, middle_y = (bx1 + bx2) / 2, (by1 + by2) / 2
@@ -681,14 +682,25 @@ def _attach_small(boxes_N4: NDArray[np.int32], line_of: NDArray[np.int32], cap: 
             size[label] = 0
             bounds[label] = (-1e9, -1e9, -1e9, -1e9)
     is_leader = _leaders(boxes_N4, line_of, cap)
-    for index in np.flatnonzero((line_of == 0) & ~is_leader).tolist():
-        gap_x = np.maximum(np.maximum(bounds[:, 0] - (left[index] + w[index]), left[index] - bounds[:, 2]), 0)
-        gap_y = np.maximum(np.maximum(bounds[:, 1] - y[index], y[index] - bounds[:, 3]), 0)
+    free = np.flatnonzero((line_of == 0) & ~is_leader)
+    for start in range(0, free.size, _POINTS_COMPARED):
+        part = free[start : start + _POINTS_COMPARED]
+        x1, x2, y = left[part, None], (left + w)[part, None], (top + h / 2)[part, None]
+        gap_x = np.maximum(np.maximum(bounds[:, 0] - x2, x1 - bounds[:, 2]), 0)
+        gap_y = np.maximum(np.maximum(bounds[:, 1] - y, y - bounds[:, 3]), 0)
         near = (gap_x < 0.95 * size) & (gap_y < 0.45 * size) & (size > 0)
-        if near.any():
-            candidates = np.flatnonzero(near)
-            line_of[index] = candidates[int(np.argmin((gap_x + 0.5 * gap_y)[candidates]))]
+        nearest = np.where(near, gap_x + 0.5 * gap_y, np.inf).argmin(axis=1)
+        line_of[part] = np.where(near.any(axis=1), nearest, 0)
     return _alone(boxes_N4, line_of, is_leader, bounds, size)
+
+
+def _members(line_of: NDArray[np.int32]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each line's label, rising from 1, and its shapes."""
+    order = np.argsort(line_of, kind="stable")
+    labels, starts = np.unique(line_of[order], return_index=True)
+    for label, members in zip(labels.tolist(), np.split(order, starts[1:]), strict=True):
+        if label:
+            yield label, members
 
 
 def _leaders(boxes_N4: NDArray[np.int32], line_of: NDArray[np.int32], cap: float) -> NDArray[np.bool_]:
@@ -756,7 +768,7 @@ def _segment(boxes_M4: NDArray[np.int32], area_M: NDArray[np.int32], page_cap: f
     """A segment of shapes; None for dust."""
     left, top, w, h = boxes_M4.T
     whole = h >= min(4, int(h.max()))
-    cap = float(np.percentile(h[whole], 80))
+    cap = percentile_of_few(h[whole], 80)
     if cap < _POINT * page_cap:
         # A dash or a colon says nothing of the size of print.
         cap = page_cap
@@ -770,7 +782,8 @@ def _segment(boxes_M4: NDArray[np.int32], area_M: NDArray[np.int32], page_cap: f
     space = max(1.5, _WORD_GAP * cap)
     # As plain numbers, which are faster one by one.
     corners = np.stack((left, top, left + w, top + h), axis=1)[np.argsort(left)].tolist()
-    words, parts = _joined(corners, space), _joined(corners, 1)
+    parts = _joined(corners, 1)
+    words = _joined(parts, space)
     return Segment(
         (round(x1 * scale), round(y1 * scale), round(x2 * scale), round(y2 * scale)),
         cap / _CAP_EM * scale,
