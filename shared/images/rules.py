@@ -80,13 +80,12 @@ def _crossing(
     reached_HW: Any = mask_HW & ~found_HW & ~upright_HW
     # A rule's own rough edge is lower than this.
     reached_HW = cv2.morphologyEx(reached_HW, cv2.MORPH_OPEN, np.ones((max(3, round(_FOOT_CAPS * cap)), 1), np.uint8))
+    width = found_HW.shape[1]
+    places = places_in(reached_HW[:-1] & found_HW[1:]) + width
     for _ in range(RULE_THICK_PX + 2):
-        below_HW = np.zeros_like(found_HW)
-        np.bitwise_and(reached_HW[:-1], found_HW[1:], out=below_HW[1:])
-        if not below_HW.any():
-            break
-        reached_HW = below_HW
-        result |= reached_HW
+        result.ravel()[places] = 1
+        places = places[places < found_HW.size - width] + width
+        places = places[found_HW.ravel()[places] > 0]
     return result
 
 
@@ -125,12 +124,14 @@ def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[n
     places = places_in(opened_HW)
     if not places.size:
         return result
-    count, labels_HW, stats = label_shapes(opened_HW)
+    width = mask_HW.shape[1]
+    top, bottom = int(places[0]) // width, int(places[-1]) // width + 1
+    count, labels_HW, stats = label_shapes(opened_HW[top:bottom])
     _, _, w, h, area = stats.T
     thickness = area / np.maximum(w, 1) - 2
     is_rule = (thickness <= max(4.0, 0.35 * cap)) & (h <= np.maximum(RULE_THICK_PX + 2, 0.02 * w + 6))
     # Letters that touch make long strokes too, but there is ink above and below these.
-    labels = labels_HW.ravel()[places]
+    labels = labels_HW.ravel()[places - top * width]
     above, below = (_share_inked(places, labels, count, opened_HW, mask_HW, step) for step in (-1, 1))
     is_bare = np.maximum(above, below) < 1.4 * _BARE_SHARE
     # No word is as long as this, and gaps between words end what is joined.

@@ -452,7 +452,7 @@ def _segments(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[N
         # Grain: what is smaller than a letter is left out.
         kept = np.sort(kept[np.argsort(-area[kept], kind="stable")[:_MOST_SHAPES]])
     if not kept.size:
-        return _owners(owner_of, labels_HW, rules_HW), ()
+        return _owners(owner_of, labels_HW, mask_HW, rules_HW), ()
     boxes_N4 = stats[kept][:, :4]
     line_of = _join(boxes_N4, cap, upright_HW)
     steepness_HW: Any = cv2.morphologyEx(relief.depth_HW, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
@@ -479,7 +479,7 @@ def _segments(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[N
         (members for members, is_kept in zip(members_of, is_print, strict=True) if is_kept), 1
     ):
         owner_of[members] = number
-    return _owners(owner_of, labels_HW, rules_HW), _evened(segments)
+    return _owners(owner_of, labels_HW, mask_HW, rules_HW), _evened(segments)
 
 
 def _holes(boxes_N4: NDArray[np.int32], area_N: NDArray[np.int32], line_of: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -576,11 +576,13 @@ def _is_upright(segments: list[Segment]) -> NDArray[np.bool_]:
 
 
 def _owners(
-    owner_of: NDArray[np.int32], labels_HW: NDArray[np.int32], rules_HW: NDArray[np.uint8]
+    owner_of: NDArray[np.int32], labels_HW: NDArray[np.int32], mask_HW: NDArray[np.uint8], rules_HW: NDArray[np.uint8]
 ) -> NDArray[np.int32]:
-    owner_hw: NDArray[np.int32] = np.take(owner_of, labels_HW)
-    owner_hw[rules_HW.view(np.bool_)] = -1
-    return owner_hw
+    """The owner of each pixel, in the place of its label, which is not needed any more."""
+    places = places_in(mask_HW)
+    labels_HW.ravel()[places] = owner_of[labels_HW.ravel()[places]]
+    labels_HW[rules_HW.view(np.bool_)] = -1
+    return labels_HW
 
 
 def _join(boxes_N4: NDArray[np.int32], cap: float, upright_HW: NDArray[np.uint8]) -> NDArray[np.int32]:
