@@ -36,6 +36,7 @@ _FLOOR = 0.1
 """Of the darkest print: what is fainter is tinted ground or grain."""
 _LEAST_INK = 12
 _MOST_GAIN = 2.5
+_DEPTHS = np.arange(256, dtype=np.float32)
 _DARK = 215.0
 """How dark the darkest print of a strip is made, of 255."""
 
@@ -220,7 +221,7 @@ def _crop(
     floor = _FLOOR * darkest
     gain = min(max(_DARK / max(darkest - floor, 1.0), 1.0), _MOST_GAIN)
     # What each depth becomes.
-    levels = np.clip(255.0 - np.maximum(np.arange(256, dtype=np.float32) - floor, 0.0) * gain, 0, 255).astype(np.uint8)
+    levels = np.maximum(255.0 - np.maximum(_DEPTHS - floor, 0.0) * gain, 0.0).astype(np.uint8)
     result: Any = cv2.LUT(depth, levels)
     if not keeps_neighbours:
         _paint_over_others(result, page, piece.segment + 1, (x1, y1, x2, y2))
