@@ -129,7 +129,7 @@ def label_shapes(mask_HW: NDArray[np.uint8]) -> tuple[int, NDArray[np.int32], ND
 def _measured(mask_HW: NDArray[np.uint8], labels_HW: NDArray[np.int32], num_labels: int) -> NDArray[np.int32]:
     """Left, top, width, height and area of each label, from where its rows of pixels begin and end.
 
-    OpenCV looks at the background, too, and takes twice as long.
+    OpenCV measures the background pixel by pixel, too, and takes longer.
     """
     width = mask_HW.shape[1]
     is_end_HW = np.empty(mask_HW.shape, np.bool_)
