@@ -24,7 +24,7 @@ from shared.deepseek_ocr.answer_window import answer_window
 from shared.deepseek_ocr.draft_head import DraftHead
 from shared.deepseek_ocr.protocol import OcrModel
 
-MOST_DRAFTS, FEW_DRAFTING_ROWS = 2, 4
+MOST_DRAFTS, FEW_DRAFTING_ROWS = 2, 2
 """Tokens that a step feeds with a row's newest, where a head drafts them: as many for so few rows, one for more. A step
 of few tokens is bound by reading weights, one of more by its sums, so that a further draft has to be accepted more
 often to pay (`benchmarks/engine_settings.py drafts`)."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from service.engine.config import EngineLimits
 from service.engine.cpu import compiled_decoder, runner
 from service.engine.cpu.bands import PartialFeatures
-from service.engine.cpu.compiled_decoder import FEW_DRAFTING_ROWS, MOST_DRAFTS, CompiledDecoder
+from service.engine.cpu.compiled_decoder import MOST_DRAFTS, CompiledDecoder
 from service.engine.cpu.loaded_library import NoLibraryError
 from service.engine.cpu.runner import CpuRunner
 from service.engine.engine import TorchEngine
@@ -47,6 +47,8 @@ __all__ = ["compiled", "library"]
 TOKENIZER = tiny_tokenizer()
 VOCABULARY, WIDTH = 288, 128
 EASY_LOOPS = LoopRule(min_tokens=12, min_repeats=3)
+ROWS = 4
+"""Which have several drafts each in these tests."""
 
 
 class CanvasRunner(CpuRunner):
@@ -82,7 +84,7 @@ def engine_of(
     rule: LoopRule = EASY_LOOPS,
     *,
     eos_id: int = TOKENIZER.eos_id,
-    batch_size: int = FEW_DRAFTING_ROWS,
+    batch_size: int = ROWS,
 ) -> TorchEngine:
     # One prompt at a time, as those of a batch are rounded together.
     limits = EngineLimits(
@@ -233,6 +235,11 @@ def ending_token(model, monkeypatch) -> int:
         drain(engine)
     answer = _first(truth, "page-7", 24)
     return max(answer, key=answer.index)
+
+
+@pytest.fixture(autouse=True)
+def many_drafts(monkeypatch):
+    monkeypatch.setattr(compiled_decoder, "FEW_DRAFTING_ROWS", ROWS)
 
 
 @pytest.fixture(autouse=True)
@@ -434,7 +441,7 @@ def test_the_compiled_head_drafts_as_the_module_does(compiled):
 
 @needs_library
 def test_many_rows_have_one_draft_each(compiled, monkeypatch):
-    engine = engine_of(model_of(0), head_of(0), LoopRule(), batch_size=FEW_DRAFTING_ROWS + 1)
+    engine = engine_of(model_of(0), head_of(0), LoopRule(), batch_size=ROWS + 1)
     made: Any = engine._runner
     fed, several = [], made._compiled_steps.step_several
 
@@ -443,11 +450,11 @@ def test_many_rows_have_one_draft_each(compiled, monkeypatch):
         return several(tokens, window)
 
     monkeypatch.setattr(made._compiled_steps, "step_several", step)
-    for page in range(FEW_DRAFTING_ROWS + 1):
+    for page in range(ROWS + 1):
         engine.submit(request_of(page, 24))
     drain(engine)
-    assert max(tokens for rows, tokens in fed if rows <= FEW_DRAFTING_ROWS) == 3
-    assert max(tokens for rows, tokens in fed if rows > FEW_DRAFTING_ROWS) == 2
+    assert max(tokens for rows, tokens in fed if rows <= ROWS) == 3
+    assert max(tokens for rows, tokens in fed if rows > ROWS) == 2
 
 
 @needs_nano
