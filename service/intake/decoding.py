@@ -141,7 +141,7 @@ class OpenDocument:
         ink = ink_of(relief)
         # Lines can be found on every texture; without marks of print none is one.
         has_lines = 0 < task.lines_from_views <= plan.num_views and ink.marks > 0
-        strips = lines_of_page(image.convert("RGB"), task.em_px) if has_lines else ()
+        strips = lines_of_page(image, task.em_px) if has_lines else ()
         if task.lines_from_views > 1 and is_crop(plan, strips):
             strips = ()
         if not strips and task.lines_from_views:

@@ -33,12 +33,27 @@ def find_boxes(
     result = np.zeros(len(stats), np.bool_)
     _, _, w, h, area = stats.T
     hollow = is_whole & (h > _BOX_CAPS * cap) & (w > _BOX_CAPS * cap) & (area < _BOX_FILL * w * h)
+    # Most letters have no straight left side, and are done with.
+    small = np.flatnonzero(hollow & (np.minimum(w, h) < _SMALL_BOX_PX))
+    hollow[small] = _left_inked(labels_HW, stats, small) > _BOX_SIDE * h[small]
     for index, (x, y, width, height, _) in zip(np.flatnonzero(hollow).tolist(), stats[hollow].tolist(), strict=True):
         own = labels_HW[y : y + height, x : x + width]
         edge = 1 if min(width, height) < _SMALL_BOX_PX else max(2, round(0.06 * min(width, height)))
-        # Most letters have no straight left side, and are done with.
         sides = (own[:, :edge], 1), (own[:, -edge:], 1), (own[:edge], 0), (own[-edge:], 0)
         result[index] = all(
             np.count_nonzero((side == index).any(axis=axis)) > _BOX_SIDE * side.shape[1 - axis] for side, axis in sides
         )
     return result
+
+
+def _left_inked(
+    labels_HW: NDArray[np.int32], stats: NDArray[np.int32], shapes_M: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """How many pixels of each shape are in its leftmost column."""
+    left, top, _, h, _ = stats[shapes_M].T
+    ends = np.cumsum(h, dtype=np.int64)
+    # Row by row of one shape after another.
+    place = np.repeat(np.arange(shapes_M.size), h)
+    rows = np.arange(place.size) - (ends - h - top)[place]
+    is_own = labels_HW[rows, left[place]] == shapes_M[place]
+    return np.bincount(place[is_own], minlength=shapes_M.size)

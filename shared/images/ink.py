@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.images.histogram import median
+from shared.images.histogram import median, percentile
 from shared.images.ink_lines import find_lines, find_shapes, label_shapes, mask_above, places_in
 from shared.images.page_ink import MOST_MARKS, PageInk
 
@@ -74,6 +74,11 @@ class Relief:
     def scale(self) -> float:
         """The same, down."""
         return self.scale_xy[1]
+
+    @cached_property
+    def darkest(self) -> float:
+        """Depth of the page's darkest print."""
+        return percentile(self.depth_HW, 99.7)
 
     @cached_property
     def shapes(self) -> NDArray[np.int32]:

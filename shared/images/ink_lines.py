@@ -114,17 +114,44 @@ def label_shapes(mask_HW: NDArray[np.uint8]) -> tuple[int, NDArray[np.int32], ND
     """Label the connected shapes of a mask, corners included.
 
     Args:
-        mask_HW: 0 is background.
+        mask_HW: 0 is background, 1 is not.
 
     Returns:
         How many labels there are, the label of each pixel, `[H, W]`, and for each label its left, top, width, height
-        and area, `[N, 5]`; label 0 is the background.
+        and area, `[N, 5]`; label 0 is the background, of which nothing is measured.
     """
     # The same labels as by OpenCV's own choice, in a third to nine tenths of the time.
-    num_labels, labels_HW, stats, _ = cv2.connectedComponentsWithStatsWithAlgorithm(
-        mask_HW, 8, cv2.CV_32S, cv2.CCL_BBDT
-    )
-    return num_labels, labels_HW, stats  # type: ignore[return-value] # OpenCV says no more than "array"
+    labels_HW: Any
+    num_labels, labels_HW = cv2.connectedComponentsWithAlgorithm(mask_HW, 8, cv2.CV_32S, cv2.CCL_BBDT)
+    return num_labels, labels_HW, _measured(mask_HW, labels_HW, num_labels)
+
+
+def _measured(mask_HW: NDArray[np.uint8], labels_HW: NDArray[np.int32], num_labels: int) -> NDArray[np.int32]:
+    """Left, top, width, height and area of each label, from where its rows of pixels begin and end.
+
+    OpenCV measures the background pixel by pixel, too, and takes longer.
+    """
+    width = mask_HW.shape[1]
+    is_end_HW = np.empty(mask_HW.shape, np.bool_)
+    is_end_HW[:, 0] = mask_HW[:, 0]
+    np.greater(mask_HW[:, 1:], mask_HW[:, :-1], out=is_end_HW[:, 1:])
+    first = np.flatnonzero(is_end_HW)
+    is_end_HW[:, -1] = mask_HW[:, -1]
+    np.greater(mask_HW[:, :-1], mask_HW[:, 1:], out=is_end_HW[:, :-1])
+    lengths = np.flatnonzero(is_end_HW) + 1 - first
+    numbers = labels_HW.ravel()[first].astype(np.int64)
+    y, x = np.divmod(first, width)
+    left, right = np.full(num_labels, width), np.zeros(num_labels, np.int64)
+    np.minimum.at(left, numbers, x)
+    np.maximum.at(right, numbers, x + lengths)
+    top, bottom = np.zeros((2, num_labels), np.int64)
+    # Rows rise, and of several values the last one stays.
+    top[numbers[::-1]] = y[::-1]
+    bottom[numbers] = y + 1
+    stats = np.stack((left, top, right - left, bottom - top, np.bincount(numbers, lengths, num_labels)), axis=1)
+    stats[0] = 0
+    result: NDArray[np.int32] = stats.astype(np.int32)
+    return result
 
 
 def find_shapes(depth_HW: NDArray[np.uint8], threshold: float) -> NDArray[np.int32]:

@@ -17,7 +17,7 @@ def lines_of_page(page: Image.Image, em_px: float = EM_PX) -> tuple[Strip, ...]:
     """Cut a page into strips of print.
 
     Args:
-        page: Upright, mode RGB.
+        page: Upright, mode RGB or L.
         em_px: Size of print on a strip. Rows are the same at any size; of how many strips they are is not.
 
     Returns:

@@ -125,15 +125,16 @@ def _gutters(box: np.ndarray, words: np.ndarray, middle: np.ndarray, em: float) 
 
 def _are_columns(box: np.ndarray, words: np.ndarray, left: np.ndarray, right: np.ndarray, em: float) -> bool:
     """Whether two sides are read one after the other, rather than row by row."""
-    sides = [_lines(box, words, side, em) for side in (left, right)]
     prose = [_is_prose(box, words, side, em) for side in (left, right)]
-    y_left, y_right = (lines.middle for lines in sides)
+    if not any(prose):
+        return False
+    y_left, y_right = (_lines(box, words, side, em).middle for side in (left, right))
     fewer, more = (y_left, y_right) if len(y_left) <= len(y_right) else (y_right, y_left)
     aligned = float((np.abs(fewer[:, None] - more[None, :]).min(axis=1) < 0.3 * em).mean())
     if all(prose):
         # A few lines that stand side by side exactly are a dense table's rows.
         return len(fewer) > _FEW_LINES or aligned < _SAME_HEIGHTS
-    return aligned < 1 - _ALIGNED_SHARE and len(fewer) >= _LEAST_LINES + 1 and any(prose)
+    return aligned < 1 - _ALIGNED_SHARE and len(fewer) >= _LEAST_LINES + 1
 
 
 def _is_prose(box: np.ndarray, words: np.ndarray, side: np.ndarray, em: float) -> bool:

@@ -15,7 +15,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.images.histogram import percentile
 from shared.images.ink import Relief
 from shared.images.ink_lines import label_shapes, places_in
 
@@ -32,6 +31,7 @@ _FOOT_CAPS = 0.3
 """Height of a stroke that stays where it meets an underline."""
 _FAINT_RULE_SHARE = 0.1
 RULE_THICK_PX = 7
+_SAMPLED_PX = 8
 
 
 def darker_than(depth_HW: NDArray[np.uint8], least: float) -> NDArray[np.uint8]:
@@ -52,7 +52,7 @@ def find_rules(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[
         Pixels of rules, and of the upright of these.
     """
     # Some are fainter than print and broken where print is near; others lie on a tinted ground, which joins faint ones.
-    least = max(relief.threshold, _FAINT_RULE_SHARE * percentile(relief.depth_HW, 99.7))
+    least = max(relief.threshold, _FAINT_RULE_SHARE * relief.darkest)
     faint_HW = darker_than(relief.depth_HW, least) | mask_HW
     rules_HW, upright_HW = _rules(mask_HW, cap)
     faint_rules_HW, faint_upright_HW = _rules(faint_HW, cap)
@@ -81,13 +81,12 @@ def _crossing(
     reached_HW: Any = mask_HW & ~found_HW & ~upright_HW
     # A rule's own rough edge is lower than this.
     reached_HW = cv2.morphologyEx(reached_HW, cv2.MORPH_OPEN, np.ones((max(3, round(_FOOT_CAPS * cap)), 1), np.uint8))
+    width = found_HW.shape[1]
+    places = places_in(reached_HW[:-1] & found_HW[1:]) + width
     for _ in range(RULE_THICK_PX + 2):
-        below_HW = np.zeros_like(found_HW)
-        np.bitwise_and(reached_HW[:-1], found_HW[1:], out=below_HW[1:])
-        if not below_HW.any():
-            break
-        reached_HW = below_HW
-        result |= reached_HW
+        result.ravel()[places] = 1
+        places = places[places < found_HW.size - width] + width
+        places = places[found_HW.ravel()[places] > 0]
     return result
 
 
@@ -120,18 +119,26 @@ def _stems(upright_HW: NDArray[np.uint8], mask_HW: NDArray[np.uint8]) -> NDArray
 def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[np.uint8]:
     # A scanned rule is not quite straight: gaps of a pixel in it are closed first.
     thick_HW: Any = cv2.dilate(mask_HW, np.ones((3, 1), np.uint8))
-    opened_HW: Any = cv2.morphologyEx(thick_HW, cv2.MORPH_OPEN, np.ones((1, long), np.uint8))
-    result = np.zeros_like(mask_HW)
+    # Few rows have long strokes, and those that have show them in every eighth column, too. What the page's edge cuts
+    # may be shorter, and on the right end between two of these columns.
+    sampled_HW: Any = np.ascontiguousarray(thick_HW[:, ::_SAMPLED_PX])
+    sampled_HW = cv2.erode(sampled_HW, np.ones((1, long // _SAMPLED_PX), np.uint8))
+    rows = np.flatnonzero(sampled_HW.any(axis=1) | (thick_HW[:, -1] > 0))
+    opened_HW, result = np.zeros_like(mask_HW), np.zeros_like(mask_HW)
+    if rows.size:
+        opened_HW[rows] = cv2.morphologyEx(thick_HW[rows], cv2.MORPH_OPEN, np.ones((1, long), np.uint8))
     # Few pixels are of rules, so all else is done for these alone.
     places = places_in(opened_HW)
     if not places.size:
         return result
-    count, labels_HW, stats = label_shapes(opened_HW)
+    width = mask_HW.shape[1]
+    top, bottom = int(places[0]) // width, int(places[-1]) // width + 1
+    count, labels_HW, stats = label_shapes(opened_HW[top:bottom])
     _, _, w, h, area = stats.T
     thickness = area / np.maximum(w, 1) - 2
     is_rule = (thickness <= max(4.0, 0.35 * cap)) & (h <= np.maximum(RULE_THICK_PX + 2, 0.02 * w + 6))
     # Letters that touch make long strokes too, but there is ink above and below these.
-    labels = labels_HW.ravel()[places]
+    labels = labels_HW.ravel()[places - top * width]
     above, below = (_share_inked(places, labels, count, opened_HW, mask_HW, step) for step in (-1, 1))
     is_bare = np.maximum(above, below) < 1.4 * _BARE_SHARE
     # No word is as long as this, and gaps between words end what is joined.

@@ -10,7 +10,7 @@ Shape letters: N shapes, H and W pixels of the level page.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +21,7 @@ from PIL import Image
 
 from shared.images.boxes import find_boxes
 from shared.images.form_boxes import find_frames, find_ticks
-from shared.images.histogram import percentile
+from shared.images.histogram import percentile, percentile_of_few
 from shared.images.ink import MAX_SIDE_PX, Relief, relief_of_grey
 from shared.images.ink_lines import label_shapes, places_in
 from shared.images.rules import bits_of_rules, darker_than, find_rules
@@ -59,7 +59,8 @@ _UPRIGHT_EM, _UPRIGHT_LETTERS = 1.6, 6
 """Widest letter of a line that runs up or down, and how many it has at least."""
 _MOST_ALONE = 500
 """With more points on a page they are dirt."""
-_POINTS_AT_ONCE = 1000
+_POINTS_AT_ONCE, _POINTS_COMPARED = 1000, 64
+"""With each other, and with all lines."""
 _ALIKE = 1.5
 """Sizes within this ratio may be one, measured on different letters."""
 _MOST_SHAPES = 9_000
@@ -142,7 +143,7 @@ def find_segments(page: Image.Image) -> LevelPage:
     """Find a page's segments of lines.
 
     Args:
-        page: Upright, mode RGB.
+        page: Upright, mode RGB or L.
 
     Returns:
         The level page; its segments are in no order.
@@ -176,7 +177,7 @@ def _relief(small_hw: NDArray[np.uint8], scale: float) -> Relief:
         return relief
     smooth: Any = cv2.GaussianBlur(cv2.medianBlur(small_hw, 3), (3, 3), 0)
     relief = relief_of_grey(smooth, scale)
-    dark = float(np.percentile(relief.depth_HW, 99.5))
+    dark = percentile(relief.depth_HW, 99.5)
     return replace(relief, threshold=max(relief.threshold, 0.33 * dark))
 
 
@@ -190,11 +191,14 @@ def _inverted(grey_HW: NDArray[np.uint8], ground_HW: NDArray[np.uint8]) -> NDArr
 
 def _ink_grey(page: Image.Image) -> NDArray[np.uint8]:
     """Grey paper with dark ink; coloured ink is darker than its brightness, but a yellow marker is not black."""
-    pixels_HWC: Any = np.asarray(page)
-    grey_HW: Any = cv2.cvtColor(pixels_HWC, cv2.COLOR_RGB2GRAY)
-    red, green, blue = cv2.split(pixels_HWC)
-    if cv2.norm(red, blue, cv2.NORM_INF) > 8:
-        grey_HW = cv2.addWeighted(cv2.min(cv2.min(red, green), blue), 0.5, grey_HW, 0.5, 0)
+    pixels: Any = np.asarray(page)
+    if page.mode == "L":
+        grey_HW = pixels
+    else:
+        grey_HW = cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY)
+        red, green, blue = cv2.split(pixels)
+        if cv2.norm(red, blue, cv2.NORM_INF) > 8:
+            grey_HW = cv2.addWeighted(cv2.min(cv2.min(red, green), blue), 0.5, grey_HW, 0.5, 0)
     if _is_light_on_dark(grey_HW):
         grey_HW = 255 - grey_HW
     result: NDArray[np.uint8] = grey_HW
@@ -205,7 +209,7 @@ def _is_light_on_dark(grey_HW: NDArray[np.uint8]) -> bool:
     """Whether print is lighter than its paper, as on a negative or a slide."""
     step = max(1, max(grey_HW.shape) // 800)
     small = np.ascontiguousarray(grey_HW[::step, ::step])
-    middle = float(np.percentile(small, 60))
+    middle = percentile(small, 60)
     if not _BLACK_PAGE < middle < _DARK_PAGE:
         return middle <= _BLACK_PAGE
     kernel = np.ones((9, 9), np.uint8)
@@ -228,7 +232,7 @@ def _made_small(grey_HW: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], float]:
 
 def _bars(small_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     """The brightness, at least 1, of dark bars with light print on them, as of a table's head; None without any."""
-    paper = float(np.percentile(small_hw[::4, ::4], 80))
+    paper = percentile(np.ascontiguousarray(small_hw[::4, ::4]), 80)
     dark_hw: Any = (small_hw < np.uint8(math.ceil(_BAR_SHARE * paper))).view(np.uint8)
     # Print has no solid ground of this height and width, a bar has above and below its print.
     solid_hw: Any = cv2.morphologyEx(dark_hw, cv2.MORPH_OPEN, np.ones((2, 28), np.uint8))
@@ -238,21 +242,21 @@ def _bars(small_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
     for high in _BAR_PRINT_PX:
         joined_hw: Any = cv2.morphologyEx(solid_hw, cv2.MORPH_CLOSE, np.ones((high, 9), np.uint8))
         joined_hw = cv2.morphologyEx(joined_hw, cv2.MORPH_OPEN, np.ones((9, 24), np.uint8))
-        count, labels_hw, stats, _ = cv2.connectedComponentsWithStats(joined_hw, connectivity=4)
+        left, top, width, height = cv2.boundingRect(joined_hw)
+        if not width:
+            continue
+        _, labels_hw, stats, _ = cv2.connectedComponentsWithStats(
+            joined_hw[top : top + height, left : left + width], connectivity=4
+        )
         inner_hw: Any = cv2.erode(joined_hw, np.ones((5, 5), np.uint8))
-        for number in range(1, count):
-            x, y, w, h, area = stats[number].tolist()
-            if h > 0.25 * small_hw.shape[0]:
+        for number, (x, y, w, h, area) in enumerate(stats.tolist()):
+            if not number or h > 0.25 * small_hw.shape[0] or w < _BAR_WIDE_PX:
                 continue
-            place = slice(y, y + h), slice(x, x + w)
-            own = labels_hw[place] == number
+            own = labels_hw[y : y + h, x : x + w] == number
+            place = slice(top + y, top + y + h), slice(left + x, left + x + w)
             dark, edge = dark_hw[place] > 0, own & (inner_hw[place] == 0)
             light = float((own & ~dark).sum()) / area
-            if (
-                not 0.01 < light < 0.45
-                or float((edge & dark).sum()) < _SOLID_EDGE * float(edge.sum())
-                or w < _BAR_WIDE_PX
-            ):
+            if not 0.01 < light < 0.45 or float((edge & dark).sum()) < _SOLID_EDGE * float(edge.sum()):
                 continue
             ground = max(1, int(np.median(small_hw[place][own & dark])))
             # Dark print on a tinted ground needs nothing.
@@ -271,7 +275,7 @@ def _bars(small_hw: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
 def _mask(relief: Relief) -> NDArray[np.uint8]:
     depth_HW = relief.depth_HW
     # Soft edges join letters, so print counts where it is dark for what is around it.
-    least = max(relief.threshold, _FAINT_SHARE * percentile(depth_HW, 99.7))
+    least = max(relief.threshold, _FAINT_SHARE * relief.darkest)
     return darker_than(depth_HW, least) & _dark_for(depth_HW, _DARKER_SHARE, _darkest_around(depth_HW))
 
 
@@ -289,14 +293,23 @@ def _dark_for(depth_HW: NDArray[np.uint8], share: float, around_HW: NDArray[np.u
     return result
 
 
-def _mended(mask_HW: NDArray[np.uint8], relief: Relief, rules_HW: NDArray[np.uint8], cap: float) -> NDArray[np.uint8]:
-    """The mask with letters made whole whose ink is uneven, as needles, worn heads and old thermal paper print them."""
+def _mended(
+    mask_HW: NDArray[np.uint8],
+    pieces_HW: NDArray[np.int32],
+    pieces: NDArray[np.int32],
+    relief: Relief,
+    rules_HW: NDArray[np.uint8],
+    cap: float,
+) -> NDArray[np.uint8]:
+    """The mask with letters made whole whose ink is uneven, as needles, worn heads and old thermal paper print them.
+
+    Its pieces are labelled and measured already.
+    """
     depth_HW = relief.depth_HW
-    least = max(relief.threshold, _FAINT_INK_SHARE * percentile(depth_HW, 99.7))
+    least = max(relief.threshold, _FAINT_INK_SHARE * relief.darkest)
     faint_HW = darker_than(depth_HW, least) & _dark_for(depth_HW, _FAINT_DARKER_SHARE, _darkest_around(depth_HW))
     faint_HW = faint_HW & ~rules_HW | mask_HW
     count, wholes_HW, stats = label_shapes(faint_HW)
-    _, pieces_HW, pieces = label_shapes(mask_HW)
     inked = places_in(mask_HW)
     # Which whole each piece is of; all of a piece's pixels are of the same.
     whole_of = np.zeros(len(pieces), np.int64)
@@ -373,8 +386,9 @@ def _levelled(grey_HW: NDArray[np.uint8], angle: float) -> tuple[NDArray[np.uint
     return turned, back
 
 
-def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap: float) -> None:
-    """Cut shapes in two that reach over two lines."""
+def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap: float) -> bool:
+    """Cut shapes in two that reach over two lines; whether there are any."""
+    has_cut = False
     left, top, w, h, _ = shapes_N5.T
     tall = np.flatnonzero((h > 1.55 * cap) & (h < 4.5 * cap) & (w < 12 * cap))
     normal = (h > 0.4 * cap) & (h < 1.5 * cap)
@@ -391,6 +405,8 @@ def _part_touching(mask_HW: NDArray[np.uint8], shapes_N5: NDArray[np.int32], cap
         part = mask_HW[y + round(0.3 * height) : y + round(0.7 * height) + 1, x : x + width]
         row = int(part.sum(axis=1).argmin()) + y + round(0.3 * height)
         mask_HW[row, x : x + width] = 0
+        has_cut = True
+    return has_cut
 
 
 def _shapes_of_print(
@@ -415,8 +431,10 @@ def _segments(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[N
     scale = relief.scale
     rules_HW, upright_HW = find_rules(relief, mask_HW, cap)
     mask_HW = mask_HW & ~rules_HW
-    _part_touching(mask_HW, _shapes(mask_HW), cap)
-    mask_HW = _mended(mask_HW, relief, rules_HW, cap)
+    _, pieces_HW, pieces = label_shapes(mask_HW)
+    if _part_touching(mask_HW, pieces[1:], cap):
+        _, pieces_HW, pieces = label_shapes(mask_HW)
+    mask_HW = _mended(mask_HW, pieces_HW, pieces, relief, rules_HW, cap)
     _, labels_HW, stats = label_shapes(mask_HW)
     cap = max(cap, _cap_of(stats[1:, 3]))
     owner_of, area = np.zeros(len(stats), np.int32), stats[:, 4]
@@ -434,7 +452,7 @@ def _segments(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[N
         # Grain: what is smaller than a letter is left out.
         kept = np.sort(kept[np.argsort(-area[kept], kind="stable")[:_MOST_SHAPES]])
     if not kept.size:
-        return _owners(owner_of, labels_HW, rules_HW), ()
+        return _owners(owner_of, labels_HW, mask_HW, rules_HW), ()
     boxes_N4 = stats[kept][:, :4]
     line_of = _join(boxes_N4, cap, upright_HW)
     steepness_HW: Any = cv2.morphologyEx(relief.depth_HW, cv2.MORPH_GRADIENT, np.ones((3, 3), np.uint8))
@@ -442,9 +460,8 @@ def _segments(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[N
     segments: list[Segment] = []
     depths: list[float] = []
     members_of: list[NDArray[np.int64]] = []
-    for label in range(1, int(line_of.max(initial=0)) + 1):
-        members = np.flatnonzero(line_of == label)
-        if not members.size or is_hole[members].all():
+    for _, members in _members(line_of):
+        if is_hole[members].all():
             continue
         place = _around(boxes_N4[members])
         depth = percentile(relief.depth_HW[place], 95)
@@ -462,7 +479,7 @@ def _segments(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[N
         (members for members, is_kept in zip(members_of, is_print, strict=True) if is_kept), 1
     ):
         owner_of[members] = number
-    return _owners(owner_of, labels_HW, rules_HW), _evened(segments)
+    return _owners(owner_of, labels_HW, mask_HW, rules_HW), _evened(segments)
 
 
 def _holes(boxes_N4: NDArray[np.int32], area_N: NDArray[np.int32], line_of: NDArray[np.int32]) -> NDArray[np.bool_]:
@@ -559,11 +576,13 @@ def _is_upright(segments: list[Segment]) -> NDArray[np.bool_]:
 
 
 def _owners(
-    owner_of: NDArray[np.int32], labels_HW: NDArray[np.int32], rules_HW: NDArray[np.uint8]
+    owner_of: NDArray[np.int32], labels_HW: NDArray[np.int32], mask_HW: NDArray[np.uint8], rules_HW: NDArray[np.uint8]
 ) -> NDArray[np.int32]:
-    owner_hw: NDArray[np.int32] = np.take(owner_of, labels_HW)
-    owner_hw[rules_HW > 0] = -1
-    return owner_hw
+    """The owner of each pixel, in the place of its label, which is not needed any more."""
+    places = places_in(mask_HW)
+    labels_HW.ravel()[places] = owner_of[labels_HW.ravel()[places]]
+    labels_HW[rules_HW.view(np.bool_)] = -1
+    return labels_HW
 
 
 def _join(boxes_N4: NDArray[np.int32], cap: float, upright_HW: NDArray[np.uint8]) -> NDArray[np.int32]:
@@ -622,10 +641,10 @@ def _strips(
     y1, y2 = top + h // 4, top + h - h // 4
     for a, b, c, d in zip(x1.tolist(), x2.tolist(), y1.tolist(), y2.tolist(), strict=True):
         strip_HW[c:d, a:b] = 1
-    strip_HW[upright_HW > 0] = 0
+    strip_HW[upright_HW.view(np.bool_)] = 0
     # A letter that a rule touches keeps its middle.
     strip_HW[top + h // 2, left + w // 2] = 1
-    _, labels_HW = cv2.connectedComponents(strip_HW, connectivity=4)
+    _, labels_HW = cv2.connectedComponentsWithAlgorithm(strip_HW, 4, cv2.CV_32S, cv2.CCL_WU)
     result: NDArray[np.int32] = labels_HW[np.minimum(top + h // 2, size[0] - 1), np.minimum(left + w // 2, size[1] - 1)]
     return result
 
@@ -638,17 +657,18 @@ def _attach_small(boxes_N4: NDArray[np.int32], line_of: NDArray[np.int32], cap: 
     left, top, w, h = boxes_N4.T
     bounds = np.zeros((count + 1, 4))
     size = np.zeros(count + 1)
-    for label in range(1, count + 1):
-        members = line_of == label
-        if members.any():
-            bounds[label] = (
-                left[members].min(), top[members].min(), (left + w)[members].max(), (top + h)[members].max(),
-            )  # fmt: skip
-            size[label] = np.percentile(h[members], 75)
-    y = top + h / 2
-    # Whole lines of small shapes that lie in a larger line, such as the dots of its letters.
-    for label in np.argsort(size)[:].tolist():
-        if not label or not size[label]:
+    for label, members in _members(line_of):
+        bounds[label] = (
+            left[members].min(), top[members].min(), (left + w)[members].max(), (top + h)[members].max(),
+        )  # fmt: skip
+        size[label] = percentile_of_few(h[members], 75)
+    # Whole lines of small shapes that lie in a larger line, such as the dots of its letters. What no line is large
+    # enough for is not compared with each.
+    largest = float(size.max())
+    length, height = bounds[:, 2] - bounds[:, 0], bounds[:, 3] - bounds[:, 1]
+    may_lie = (size > 0) & (largest > 1.4 * size) & (length < 3.0 * largest) & (height < 0.65 * largest)
+    for label in np.argsort(size).tolist():
+        if not may_lie[label]:
             continue
         bx1, by1, bx2, by2 = bounds[label]
         middle_x, middle_y = (bx1 + bx2) / 2, (by1 + by2) / 2
@@ -664,14 +684,25 @@ def _attach_small(boxes_N4: NDArray[np.int32], line_of: NDArray[np.int32], cap: 
             size[label] = 0
             bounds[label] = (-1e9, -1e9, -1e9, -1e9)
     is_leader = _leaders(boxes_N4, line_of, cap)
-    for index in np.flatnonzero((line_of == 0) & ~is_leader).tolist():
-        gap_x = np.maximum(np.maximum(bounds[:, 0] - (left[index] + w[index]), left[index] - bounds[:, 2]), 0)
-        gap_y = np.maximum(np.maximum(bounds[:, 1] - y[index], y[index] - bounds[:, 3]), 0)
+    free = np.flatnonzero((line_of == 0) & ~is_leader)
+    for start in range(0, free.size, _POINTS_COMPARED):
+        part = free[start : start + _POINTS_COMPARED]
+        x1, x2, y = left[part, None], (left + w)[part, None], (top + h / 2)[part, None]
+        gap_x = np.maximum(np.maximum(bounds[:, 0] - x2, x1 - bounds[:, 2]), 0)
+        gap_y = np.maximum(np.maximum(bounds[:, 1] - y, y - bounds[:, 3]), 0)
         near = (gap_x < 0.95 * size) & (gap_y < 0.45 * size) & (size > 0)
-        if near.any():
-            candidates = np.flatnonzero(near)
-            line_of[index] = candidates[int(np.argmin((gap_x + 0.5 * gap_y)[candidates]))]
+        nearest = np.where(near, gap_x + 0.5 * gap_y, np.inf).argmin(axis=1)
+        line_of[part] = np.where(near.any(axis=1), nearest, 0)
     return _alone(boxes_N4, line_of, is_leader, bounds, size)
+
+
+def _members(line_of: NDArray[np.int32]) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """Each line's label, rising from 1, and its shapes."""
+    order = np.argsort(line_of, kind="stable")
+    labels, starts = np.unique(line_of[order], return_index=True)
+    for label, members in zip(labels.tolist(), np.split(order, starts[1:]), strict=True):
+        if label:
+            yield label, members
 
 
 def _leaders(boxes_N4: NDArray[np.int32], line_of: NDArray[np.int32], cap: float) -> NDArray[np.bool_]:
@@ -739,7 +770,7 @@ def _segment(boxes_M4: NDArray[np.int32], area_M: NDArray[np.int32], page_cap: f
     """A segment of shapes; None for dust."""
     left, top, w, h = boxes_M4.T
     whole = h >= min(4, int(h.max()))
-    cap = float(np.percentile(h[whole], 80))
+    cap = percentile_of_few(h[whole], 80)
     if cap < _POINT * page_cap:
         # A dash or a colon says nothing of the size of print.
         cap = page_cap
@@ -753,7 +784,8 @@ def _segment(boxes_M4: NDArray[np.int32], area_M: NDArray[np.int32], page_cap: f
     space = max(1.5, _WORD_GAP * cap)
     # As plain numbers, which are faster one by one.
     corners = np.stack((left, top, left + w, top + h), axis=1)[np.argsort(left)].tolist()
-    words, parts = _joined(corners, space), _joined(corners, 1)
+    parts = _joined(corners, 1)
+    words = _joined(parts, space)
     return Segment(
         (round(x1 * scale), round(y1 * scale), round(x2 * scale), round(y2 * scale)),
         cap / _CAP_EM * scale,

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.images.canvases import EDGE_EM, EM_PX, MARGIN_PX, SIDE_PX, Piece, Strip
+from shared.images.histogram import percentile
 from shared.images.reading_order import Row
 from shared.images.segments import LevelPage, Segment
 
@@ -33,8 +34,9 @@ _STROKE_EM = 0.45
 """No stroke is thicker."""
 _FLOOR = 0.1
 """Of the darkest print: what is fainter is tinted ground or grain."""
-_LEAST_INK = 12.0
+_LEAST_INK = 12
 _MOST_GAIN = 2.5
+_DEPTHS = np.arange(256, dtype=np.float32)
 _DARK = 215.0
 """How dark the darkest print of a strip is made, of 255."""
 
@@ -213,12 +215,14 @@ def _crop(
     # What is not print: the brightest around, over a stroke's width and more.
     kernel = np.ones((max(3, round(_STROKE_EM * em_px)) | 1,) * 2, np.uint8)
     paper: Any = cv2.morphologyEx(small, cv2.MORPH_CLOSE, kernel, borderType=cv2.BORDER_REPLICATE)
-    depth = cv2.blur(paper, (9, 9)).astype(np.float32) - small
+    depth: Any = cv2.subtract(cv2.blur(paper, (9, 9)), small)
     inked = depth[depth > _LEAST_INK]
-    darkest = float(np.percentile(inked, 85)) if inked.size else 255.0
+    darkest = percentile(inked, 85, np.float32) if inked.size else 255.0
     floor = _FLOOR * darkest
-    depth = np.maximum(depth - floor, 0.0) * min(max(_DARK / max(darkest - floor, 1.0), 1.0), _MOST_GAIN)
-    result = np.clip(255.0 - depth, 0, 255).astype(np.uint8)
+    gain = min(max(_DARK / max(darkest - floor, 1.0), 1.0), _MOST_GAIN)
+    # What each depth becomes.
+    levels = np.maximum(255.0 - np.maximum(_DEPTHS - floor, 0.0) * gain, 0.0).astype(np.uint8)
+    result: Any = cv2.LUT(depth, levels)
     if not keeps_neighbours:
         _paint_over_others(result, page, piece.segment + 1, (x1, y1, x2, y2))
     return result

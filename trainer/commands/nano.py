@@ -86,6 +86,11 @@ def _add_train(steps: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--workers", type=int, default=0, help="drawing processes; 0 for one less than the number of cores"
     )
     step.add_argument("--no-compile", action="store_true", help="start at once, but run slower")
+    step.add_argument(
+        "--draft-alone",
+        action="store_true",
+        help="train the draft head of the weights to continue from, which stay as they are",
+    )
     # Without a flag the recipe's own number is used, so that numbers are in one place.
     for name, kind, text in (
         ("--budget-s", float, "seconds"),

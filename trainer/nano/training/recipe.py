@@ -37,6 +37,8 @@ class Recipe:
     spotting_loss_weight: float = 0.2
     draft_loss_weight: float = 0.1
     """Little, as the decoder feels it as well; the head's own steps do not depend on it."""
+    draft_alone: bool = False
+    """Whether the draft head learns alone, for weights that stay as they are."""
     mild_share: float = 0.5
     """Share of batches that are degraded less than the curriculum says, down to not at all."""
     token_noise: float = 0.03

@@ -78,6 +78,7 @@ class NanoTrainer:
             self.history = carry_on(self.model, paths.resume, self._heads)
         for module in (self.model, *self._heads.values()):
             self.peers.start_alike(module)
+            module.requires_grad_(module is self.draft or not recipe.draft_alone)
         self.square_px = self.side_px // math.isqrt(tokens_in_view(model))
         self.optimizers = build_optimizers(
             nn.ModuleList([model, self.spotter, self.draft]),
@@ -211,13 +212,16 @@ class NanoTrainer:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
         prompt = self._prompts[self.step % len(self._prompts)]
-        result = self.loss(batch, severity, prompt, self._generator, self.recipe.token_noise)
+        recipe = self.recipe
+        result = self.loss(batch, severity, prompt, self._generator, 0 if recipe.draft_alone else recipe.token_noise)
         weights = {
             "loss": 1.0,
-            "router": self.recipe.router_loss_weight,
-            "spotting": self.recipe.spotting_loss_weight,
-            "draft": self.recipe.draft_loss_weight,
+            "router": recipe.router_loss_weight,
+            "spotting": recipe.spotting_loss_weight,
+            "draft": recipe.draft_loss_weight,
         }
+        if recipe.draft_alone:
+            weights = {"draft": 1.0}
         torch.stack([weight * result[name] for name, weight in weights.items()]).sum().backward()
         trained = (self.model, *self._heads.values())
         self.peers.average_gradients([parameter for module in trained for parameter in module.parameters()])

@@ -73,3 +73,12 @@ def test_stems_of_a_large_headline_are_no_rules(size):
     x1, y1, x2, y2 = (round(side / page.scale) for side in sheet.lines[0][1])
     assert (page.owner_hw[y1:y2, x1:x2] > 0).any()
     assert not (page.owner_hw[y1:y2, x1:x2] < 0).any()
+
+
+def test_a_rule_that_the_right_edge_of_the_page_cuts_is_found():
+    sheet = Sheet()
+    for number in range(6):
+        sheet.write(80, 80 + 60 * number, PROSE[number % 3], 22)
+    # The shortest that is one, between two of the columns that are looked at first.
+    sheet.draw.line((1169, 600, 1199, 600), fill=(0,) * 3, width=2)
+    assert (find_segments(sheet.image).owner_hw[595:605, 1170:] == -1).any()

@@ -26,6 +26,17 @@ def overlap(one: Box, other: Box) -> float:
     return shared / (area - shared)
 
 
+def test_a_grey_page_has_the_strips_of_the_same_page_in_colours():
+    sheet = Sheet(paper=230)
+    for number in range(4):
+        sheet.write(80, 60 + 90 * number, PROSE[number % 3], fill=40)
+    grey, coloured = lines_of_page(sheet.image.convert("L")), lines_of_page(sheet.image)
+    assert len(grey) == 4
+    for one, other in zip(grey, coloured, strict=True):
+        assert one.parts_px == other.parts_px
+        np.testing.assert_array_equal(one.pixels_HW, other.pixels_HW)
+
+
 def test_lines_have_true_boxes():
     sheet = Sheet()
     for number, size in enumerate((14, 22, 22, 40)):

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from shared.deepseek_ocr.configuration import ClipConfig, DeepseekOcrConfig, SamConfig, TextConfig, geometry_to_json
+from shared.deepseek_ocr.draft_head import DraftHead
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, Tiling
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
@@ -116,3 +117,16 @@ def test_the_mean_of_the_weights_is_kept_beside_the_last(tokenizer: OcrTokenizer
     load_shards(trainer.model, tmp_path / "a/shards")
     rounded = sum((last[name] - value).abs().sum().item() for name, value in trainer.model.state_dict().items())
     assert apart > 2 * rounded > 0
+
+
+def test_the_draft_head_learns_alone_where_the_model_is_to_stay_as_it_is(
+    tokenizer: OcrTokenizer, tmp_path: Path
+) -> None:
+    first = run(tokenizer, tmp_path / "a", max_steps=2)
+    second = run(tokenizer, tmp_path / "b", resume=tmp_path / "a/shards", max_steps=3, draft_alone=True)
+    saved, head = DeepseekOcrForConditionalGeneration(tiny_config(320)), DraftHead(32, 1e-6)
+    load_shards(saved, tmp_path / "a/shards", {"draft": head})
+    for name, value in saved.state_dict().items():
+        assert torch.equal(second.model.state_dict()[name], value), name
+    assert not torch.equal(second.draft.mix.weight, head.mix.weight)
+    assert first.step + second.step == 5
