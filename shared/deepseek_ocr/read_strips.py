@@ -25,6 +25,9 @@ def may_be_read_by_lines(num_lines: int, confidence: float) -> bool:
     Args:
         num_lines: Lines of print that it shows.
         confidence: Of its text.
+
+    Returns:
+        False for few lines, or a sure text.
     """
     return num_lines >= FEWEST_LINES and confidence < SURE_WHOLE
 
