@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.engine.cpu import canvas_reader, runner
+from service.engine.cpu import canvas_reader, compiled_decoder, runner
 from service.engine.cpu.loaded_library import NoLibraryError
 from service.engine.factory import make_engine
 from tests.support.nano import needs_nano
@@ -15,6 +15,16 @@ from tests.unit.service.engine.cpu.test_bands import LIMITS, LINES, checkpoint, 
 
 needs_library = pytest.mark.skipif(not RUNNABLE, reason="needs a C compiler and a processor with AVX2")
 WANTED = replace(LIMITS, rounds_canvases=True)
+
+
+@pytest.fixture(autouse=True)
+def no_compiled_steps(monkeypatch):
+    """Whether or not this tree has them built."""
+
+    def refuse():
+        raise NoLibraryError("not built")
+
+    monkeypatch.setattr(compiled_decoder, "load", refuse)
 
 
 @pytest.fixture

@@ -37,7 +37,7 @@ from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.pages import assemble_pages
 from shared.deepseek_ocr.quantisation import dequantise_rows, quantise_rows
 from tests.support.nano import needs_nano
-from tests.unit.service.engine.cpu.test_bands import LIMITS, LINES, checkpoint, page_of, read
+from tests.unit.service.engine.cpu.test_bands import LIMITS, LINES, checkpoint, page_of, read, words
 from tests.unit.service.engine.cpu.test_compiled_step import compiled, library, needs_library
 from tests.unit.service.engine.cpu.test_packed_decoder import randomised
 from tests.unit.service.engine.tiny import GEOMETRY, PROMPT, drain, tiny_config, tiny_page, tiny_tokenizer
@@ -472,3 +472,5 @@ def test_nano_reads_the_same_with_drafts(compiled):
         engine.submit(SequenceRequest(str(number), page, prompt_for(Task.FREE), params, engine.info.model_id))
     found = sorted((each for each in drain(engine) if isinstance(each, SequenceResult)), key=lambda e: e.sequence_id)
     assert [told(each) for each in found] == [told(each) for each in expected]
+    exact, _ = read(LIMITS, pages)
+    assert words(found) == words(exact)
