@@ -15,8 +15,9 @@ LEAST_SURE, SURE = 0.6, 0.975
 be no print: 18 of 20 real receipts, 2 of 22 clean pages (benchmarks/LOG.md)."""
 
 FEWEST_LINES, SURE_WHOLE, SURER_BY = 4, 0.97, 0.02
-"""A text of so many lines, read whole and less surely than this, is read by its lines too, and their text is taken if
-its confidence is so much higher: 100 drawn blocks, not those of the published figures (benchmarks/LOG.md)."""
+"""An image with this many lines that was read whole, with a lower confidence than the second, is read by its lines too,
+and their text is taken if its confidence is higher by the third: chosen on 90 drawn blocks, not those of the published
+figures (benchmarks/LOG.md)."""
 
 
 def may_be_read_by_lines(num_lines: int, confidence: float) -> bool:

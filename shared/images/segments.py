@@ -578,7 +578,7 @@ def _is_upright(segments: list[Segment]) -> NDArray[np.bool_]:
 def _owners(
     owner_of: NDArray[np.int32], labels_HW: NDArray[np.int32], mask_HW: NDArray[np.uint8], rules_HW: NDArray[np.uint8]
 ) -> NDArray[np.int32]:
-    """The owner of each pixel, in the place of its label, which is not needed any more."""
+    """Replace each pixel's label by its owner, in place."""
     places = places_in(mask_HW)
     labels_HW.ravel()[places] = owner_of[labels_HW.ravel()[places]]
     labels_HW[rules_HW.view(np.bool_)] = -1

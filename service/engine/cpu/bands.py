@@ -102,7 +102,8 @@ def band_of(view_HWC: NDArray[np.uint8], token_px: int) -> Band | None:
         token_px: Side of what a vision token shows.
 
     Returns:
-        The rows, in multiples of `BAND_PX`; None if nothing is shown, or the view's side is no multiple of it.
+        The rows, rounded up to a multiple of `BAND_PX`; None for a view without content, or if its side is not such a
+        multiple.
     """
     side = view_HWC.shape[0]
     shown = np.flatnonzero((view_HWC != PADDING_GREY).any(axis=(1, 2)))

@@ -122,16 +122,7 @@ class RoundedDecoder:
         self._cos_PD, self._sin_PD = cos_PD.bfloat16(), sin_PD.bfloat16()
 
     def read(self, embeds_BLH: Tensor, positions_BL: Tensor, window: PrefillWindow) -> Tensor:
-        """Read prompts.
-
-        Args:
-            embeds_BLH: Embedded tokens, float32.
-            positions_BL: Their positions.
-            window: Takes their keys and values.
-
-        Returns:
-            Logits of the last tokens, `[B, V]`, float32.
-        """
+        """Read prompts of one length; see `canvas_prompts.PromptReader.read`."""
         rows, length = embeds_BLH.shape[:2]
         rotary = self._rotary(positions_BL.flatten())
         x_TH = embeds_BLH.reshape(rows * length, -1)
@@ -148,15 +139,7 @@ class RoundedDecoder:
         return self._logits(x_TH)
 
     def step(self, tokens: Sequence[int], window: DecodeWindow) -> Tensor:
-        """Feed one token a row.
-
-        Args:
-            tokens: Ids, one for each row.
-            window: The cache's window for this step.
-
-        Returns:
-            Logits, `[B, V]`, float32.
-        """
+        """Feed one token a row; see `compiled_decoder.CompiledDecoder.step`."""
         x_BH = self._embeddings_VH[torch.tensor(tokens)]
         rotary = self._rotary(window.position_ids_B1[:, 0])
         for index, layer in enumerate(self._layers):

@@ -215,7 +215,7 @@ def test_a_run_carries_on_with_its_heads(tmp_path: Path) -> None:
 
 
 def test_drafts_are_counted_up_to_the_first_that_is_wrong() -> None:
-    """Each token is the last one's successor, as the head says, but for one place."""
+    """The head drafts the next number up, which is wrong in one place of the second row."""
     size, width = 16, 6
     answer = torch.arange(1, width + 1).repeat(2, 1)
     answer[1, 3] = 12

@@ -110,6 +110,17 @@ def words(results: list[SequenceResult]) -> list[list[str]]:
     return [[line for line in result.text.split("\n") if line] for result in results]
 
 
+def check_same_reading(limits: EngineLimits, tolerance: float) -> None:
+    """Canvases are read with these limits as without; only the view of padding is encoded by the model itself."""
+    pages = [page_of(*LINES), page_of(*LINES[:2], height=80), page_of(LINES[3], height=40)]
+    found, heights = read(limits, pages)
+    assert heights == [640]
+    exact, _ = read(LIMITS, pages)
+    assert words(found) == words(exact)
+    for one, other in zip(found, exact, strict=True):
+        assert one.confidence == pytest.approx(other.confidence, abs=tolerance)
+
+
 @needs_nano
 def test_nano_reads_the_same_from_bands_as_from_whole_views():
     pages = [page_of(*LINES), page_of(*LINES[:2], height=80), page_of(LINES[3], height=40), page_of(height=620)]

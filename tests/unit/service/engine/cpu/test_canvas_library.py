@@ -11,7 +11,15 @@ from service.engine.cpu.loaded_library import NoLibraryError
 from service.engine.factory import make_engine
 from tests.support.nano import needs_nano
 from tests.unit.service.engine.cpu.compiled_canvases import RUNNABLE, built, canvas_model
-from tests.unit.service.engine.cpu.test_bands import LIMITS, LINES, checkpoint, page_of, page_of_tiles, read, words
+from tests.unit.service.engine.cpu.test_bands import (
+    LIMITS,
+    LINES,
+    check_same_reading,
+    checkpoint,
+    page_of,
+    page_of_tiles,
+    read,
+)
 
 needs_library = pytest.mark.skipif(not RUNNABLE, reason="needs a C compiler and a processor with AVX2")
 WANTED = replace(LIMITS, rounds_canvases=True)
@@ -44,14 +52,7 @@ def test_a_model_in_bfloat16_is_refused(compiled):
 @needs_nano
 @needs_library
 def test_nano_reads_the_same_from_compiled_canvases(compiled):
-    pages = [page_of(*LINES), page_of(*LINES[:2], height=80), page_of(LINES[3], height=40)]
-    found, heights = read(WANTED, pages)
-    # The model itself encodes the view of padding alone.
-    assert heights == [640]
-    exact, _ = read(LIMITS, pages)
-    assert words(found) == words(exact)
-    for one, other in zip(found, exact, strict=True):
-        assert one.confidence == pytest.approx(other.confidence, abs=0.002)
+    check_same_reading(WANTED, tolerance=0.002)
 
 
 @needs_nano

@@ -16,7 +16,15 @@ from service.engine.cpu.rounded_decoder import MAX_EXPERTS
 from service.engine.factory import make_engine
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from tests.support.nano import needs_nano
-from tests.unit.service.engine.cpu.test_bands import LIMITS, LINES, checkpoint, page_of, page_of_tiles, read, words
+from tests.unit.service.engine.cpu.test_bands import (
+    LIMITS,
+    LINES,
+    check_same_reading,
+    checkpoint,
+    page_of,
+    page_of_tiles,
+    read,
+)
 from tests.unit.service.engine.tiny import tiny_config, tiny_model
 
 
@@ -90,14 +98,7 @@ def test_the_engine_says_why_it_decodes_canvases_with_torch(tiles, wanted, said,
 @needs_nano
 def test_nano_reads_the_same_from_rounded_canvases(monkeypatch):
     monkeypatch.setattr(runner, "has_tiles", lambda: True)
-    pages = [page_of(*LINES), page_of(*LINES[:2], height=80), page_of(LINES[3], height=40)]
-    found, heights = read(replace(LIMITS, rounds_canvases=True), pages)
-    # The model itself encodes the view of padding alone.
-    assert heights == [640]
-    exact, _ = read(LIMITS, pages)
-    assert words(found) == words(exact)
-    for one, other in zip(found, exact, strict=True):
-        assert one.confidence == pytest.approx(other.confidence, abs=0.02)
+    check_same_reading(replace(LIMITS, rounds_canvases=True), tolerance=0.02)
 
 
 @needs_nano
