@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from shared.deepseek_ocr.draft_head import load_draft_head
 from shared.deepseek_ocr.loading import load_checkpoint
 
 SHARD_BYTES = 14 * 2**20
@@ -80,6 +81,10 @@ def carry_on(model: nn.Module, folder: Path, heads: Heads = MappingProxyType({})
         model.load_state_dict(shipped.state_dict())
     except RuntimeError as error:
         raise ValueError(f"the checkpoint in {folder} is another model's") from error
+    text = shipped.config.text_config
+    drafting = load_draft_head(folder, text.hidden_size, text.rms_norm_eps)
+    if drafting is not None and "draft" in heads:
+        heads["draft"].load_state_dict(drafting.state_dict())
     return {}
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from shared.deepseek_ocr.checkpoint import save_checkpoint
-from shared.deepseek_ocr.draft_head import DraftHead
+from shared.deepseek_ocr.draft_head import DraftHead, save_draft_head
 from tests.support.drawings import blank, draw_blank
 from tests.unit.shared.deepseek_ocr.test_model_ocr2 import write_tokenizer
 from tests.unit.shared.deepseek_ocr.tiny_models import tiny_model
@@ -196,6 +196,11 @@ def test_a_run_carries_on_from_a_shipped_checkpoint(tmp_path: Path) -> None:
     assert carry_on(fresh, tmp_path) == {}
     for name, value in shipped.state_dict().items():
         torch.testing.assert_close(fresh.state_dict()[name], value, atol=0.02, rtol=0.01)
+    text = shipped.config.text_config
+    drafting, untrained = (DraftHead(text.hidden_size, text.rms_norm_eps) for _ in range(2))
+    save_draft_head(drafting, tmp_path)
+    assert carry_on(fresh, tmp_path, {"draft": untrained}) == {}
+    torch.testing.assert_close(untrained.mix.weight, drafting.mix.weight, atol=0.02, rtol=0.01)
 
 
 def test_a_run_carries_on_with_its_heads(tmp_path: Path) -> None:
