@@ -33,7 +33,7 @@ SMALL_SHARE = 0.4
 """Share of images of several lines that are set in small print, which is learnt last and misread most."""
 SMALL_PX = (10, 18)
 STRING_TIERS = frozenset({Tier.LINE, Tier.FEW, Tier.BLOCK})
-STRING_SHARE = 0.2
+STRING_SHARE = 0.25
 """Share of their images with nothing but strings that cannot be guessed: most of what is left of their errors."""
 
 

@@ -68,8 +68,8 @@ class Stage:
 
 
 LAST_MIX = {
-    "lines": 0.38, "line": 0.09, "few": 0.05, "block": 0.12, "half": 0.02, "page": 0.03, "crop": 0.06, "sheet": 0.02,
-    "mosaic": 0.03, "court": 0.02, "invoice": 0.03, "table": 0.03, "blank": 0.01, "pdf-page": 0.07, "pdf-cut": 0.04,
+    "lines": 0.37, "line": 0.13, "few": 0.05, "block": 0.13, "half": 0.015, "page": 0.02, "crop": 0.05, "sheet": 0.015,
+    "mosaic": 0.03, "court": 0.02, "invoice": 0.025, "table": 0.025, "blank": 0.01, "pdf-page": 0.07, "pdf-cut": 0.04,
 }  # fmt: skip
 
 CURRICULUM = (
