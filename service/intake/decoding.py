@@ -44,7 +44,7 @@ from shared.deepseek_ocr.forms import (
     may_be_image,
 )
 from shared.deepseek_ocr.geometry import plan_views
-from shared.deepseek_ocr.images import prepare_views
+from shared.deepseek_ocr.images import prepare_views, rescaled
 from shared.deepseek_ocr.line_views import is_crop, view_of
 from shared.images.canvases import pack
 from shared.images.errors import ImageError, ImageReason, decoding
@@ -150,6 +150,8 @@ class OpenDocument:
         prepared: PreparedPage
         if strips:
             prepared = view_of(pack(strips)[0], task.geometry)
+        elif task.scale != 1.0:
+            prepared = PageViews(plan, *prepare_views(rescaled(image, task.scale), plan, task.geometry))
         elif task.wants_image and may_be_image(image.width, image.height):
             prepared = PageImage(plan, in_colours(np.asarray(image).reshape(image.height, image.width, -1)))
         else:

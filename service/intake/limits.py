@@ -41,6 +41,8 @@ class DecodeTask:
     """Return a page of so many views or more as strips of its lines, where any are found; 0: never."""
     em_px: float = EM_PX
     """Size of print on those strips."""
+    scale: float = 1.0
+    """Size of a page of one view there, relative to its own; its plan stays the same, and so does all else of it."""
 
     def to_wire(self) -> dict[str, Any]:
         """The task as JSON takes it."""
@@ -62,5 +64,6 @@ class DecodeTask:
             cut_px=None if wire["cut_px"] is None else tuple(wire["cut_px"]),
             lines_from_views=int(wire["lines_from_views"]),
             em_px=float(wire["em_px"]),
+            scale=float(wire["scale"]),
             turn_degrees=wire["turn_degrees"],
         )

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import math
+import operator
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -60,8 +61,8 @@ from shared.contract.calibration import Calibration
 from shared.contract.prompts import PromptSet, Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.grounding import Region, parse_grounded
-from shared.deepseek_ocr.read_strips import FEWEST_LINES, may_be_read_by_lines, prefers_lines
 from shared.deepseek_ocr.reading_layout import ReadingLayout, lines_from_views
+from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, other_scale, prefers_lines
 from shared.images.accounting import Account
 from shared.images.canvases import LARGE_EM_PX, LOW_PX, SIDE_PX, Strip
 from shared.images.page_ink import MOST_MARKS, Turn
@@ -551,7 +552,7 @@ class DocumentReader:
             page.ink.is_in_shadow
             or page.turned_degrees
             or self._has_other_form(page, request)
-            or self._may_have_better_lines(page, request)
+            or self._may_be_surer(page, request)
         )
         is_judged = request.task in _TRANSCRIBES and not request.reads_blank_pages
         # The text of a chat cannot be taken back.
@@ -562,8 +563,8 @@ class DocumentReader:
             result = await self._read_unturned(decoded, reading, result)
         if result.status is PageStatus.UNREADABLE:
             result = await self._read_otherwise(decoded, reading, result)
-        elif self._may_have_better_lines(page, request):
-            result = await self._read_lines_too(decoded, reading, result)
+        elif self._may_be_surer(page, request):
+            result = await self._read_unsure(decoded, reading, result)
         if result.status is PageStatus.UNREADABLE and page.ink.is_in_shadow:
             result = replace(result, status=PageStatus.BLANK)
         reading.finish(result)
@@ -613,19 +614,30 @@ class DocumentReader:
         second = await self._read_in_other_form(decoded, reading)
         return second if second is not None and second.status is PageStatus.OK else first
 
-    async def _read_lines_too(self, decoded: _Decoded, reading: _Reading, first: PageResult) -> PageResult:
-        """Read an image by its lines that was read whole, but not surely; the surer text is its text.
+    async def _read_unsure(self, decoded: _Decoded, reading: _Reading, first: PageResult) -> PageResult:
+        """Read an image once more that was read whole, but not surely: by its lines, or at another size if it has few.
 
-        In a block of many small lines a model may lose its place, which it cannot in a line.
+        In a block of many small lines a model may lose its place, which it cannot in a line. The surer text is taken.
         """
-        if first.status is not PageStatus.OK or first.result is None:
+        if first.status is not PageStatus.OK or first.result is None or first.result.confidence >= SURE:
             return first
-        if not may_be_read_by_lines(len(decoded.page.ink.lines), first.result.confidence):
-            return first
-        second = await self._read_in_other_form(decoded, reading)
+        has_lines = len(decoded.page.ink.lines) >= FEWEST_LINES
+        second = await (self._read_in_other_form if has_lines else self._read_at_other_size)(decoded, reading)
         if second is None or second.status is not PageStatus.OK or second.result is None:
             return first
-        return second if prefers_lines(first.result.confidence, second.result.confidence) else first
+        confidences = first.result.confidence, second.result.confidence
+        return second if (prefers_lines if has_lines else operator.le)(*confidences) else first
+
+    async def _read_at_other_size(self, decoded: _Decoded, reading: _Reading) -> PageResult | None:
+        """Read a small image at another size; None if it cannot be."""
+        page = decoded.page
+        scale = other_scale(page.width_px, page.height_px, page.prepared.plan)
+        assert scale is not None
+        # The page has been read, which a deadline must not take back.
+        reading.renew()
+        task = replace(self._decode_task(page.page, reading.request), turn_degrees=page.turned_degrees, scale=scale)
+        other = await self._decode_again(decoded, reading, task)
+        return None if other is None else await self._read_once(replace(decoded, page=other), reading, None)
 
     async def _read_in_other_form(self, decoded: _Decoded, reading: _Reading) -> PageResult | None:
         """Read a page by its lines that was read whole, or whole; None if it cannot be."""
@@ -646,11 +658,12 @@ class DocumentReader:
         """Whether a page is read otherwise if nothing could be made of it."""
         return page.ink.marks < MOST_MARKS and self._may_choose_form(request)
 
-    def _may_have_better_lines(self, page: DecodedPage, request: OcrRequest) -> bool:
-        """Whether a page that is read whole is read by its lines too if its text is not sure."""
-        has_lines = not page.strips and len(page.ink.lines) >= FEWEST_LINES
+    def _may_be_surer(self, page: DecodedPage, request: OcrRequest) -> bool:
+        """Whether a page that is read whole is read once more if its text is not sure."""
+        has_lines = len(page.ink.lines) >= FEWEST_LINES
+        has_form = has_lines or other_scale(page.width_px, page.height_px, page.prepared.plan) is not None
         # Where every answer is given as it is, none is replaced.
-        return has_lines and not request.reads_blank_pages and self._may_choose_form(request)
+        return not page.strips and has_form and not request.reads_blank_pages and self._may_choose_form(request)
 
     def _may_choose_form(self, request: OcrRequest) -> bool:
         """Whether a page may be read whole and by its lines, as nothing says how."""

@@ -41,6 +41,12 @@ def prepare_views(
     return in_colours(global_view_HWC), in_colours(cut_tiles(grid_HWC, plan.tile_px))
 
 
+def rescaled(image: Image.Image, scale: float) -> Image.Image:
+    """The image at another size; at least one pixel wide and high."""
+    size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
+    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
+
+
 def render(image: Image.Image, placement: Placement) -> NDArray[np.uint8]:
     """The padded canvas with the page on it, uint8 `[canvas_height_px, canvas_width_px, 3]`, or 1 of a grey page."""
     size = (placement.content_width_px, placement.content_height_px)

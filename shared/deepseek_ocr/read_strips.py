@@ -14,29 +14,6 @@ LEAST_SURE, SURE = 0.6, 0.975
 """A page is read once more, larger, if its print was read less surely than the second, and not so unsurely that it may
 be no print: 18 of 20 real receipts, 2 of 22 clean pages (benchmarks/LOG.md)."""
 
-FEWEST_LINES, SURE_WHOLE, SURER_BY = 4, 0.97, 0.02
-"""An image with this many lines that was read whole, with a lower confidence than the second, is read by its lines too,
-and their text is taken if its confidence is higher by the third: chosen on 90 drawn blocks, not those of the published
-figures (benchmarks/LOG.md)."""
-
-
-def may_be_read_by_lines(num_lines: int, confidence: float) -> bool:
-    """Whether an image that was read whole is worth being read by its lines too.
-
-    Args:
-        num_lines: Lines of print that it shows.
-        confidence: Of its text.
-
-    Returns:
-        False for few lines, or a sure text.
-    """
-    return num_lines >= FEWEST_LINES and confidence < SURE_WHOLE
-
-
-def prefers_lines(whole: float, lines: float) -> bool:
-    """Which of two texts of an image is taken, by their confidences: that of the whole, or of its lines."""
-    return lines >= whole + SURER_BY
-
 
 def is_worth_another_look(answers: Iterable[tuple[str, TokenScores | None]]) -> bool:
     """Whether a page may be read better from larger print.

@@ -16,11 +16,11 @@ import torch
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.geometry import GeometryConfig, Mode, ViewPlan, plan_views
-from shared.deepseek_ocr.images import prepare_views
+from shared.deepseek_ocr.images import prepare_views, rescaled
 from shared.deepseek_ocr.line_views import is_crop
-from shared.deepseek_ocr.read_strips import may_be_read_by_lines, prefers_lines
 from shared.deepseek_ocr.reading_layout import LINE_TASKS, ReadingLayout, lines_from_views
 from shared.deepseek_ocr.registry import kind_of
+from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, other_scale, prefers_lines
 from shared.images.canvases import LARGE_EM_PX, MOST_LINES, Strip
 from shared.images.frames import without_frames
 from shared.images.ink import find_ink, relief_of
@@ -142,7 +142,7 @@ class ModelReader:
         seconds = (time.perf_counter() - start) / len(samples)
         readings = [Reading(answer.text, seconds, answer.ended, answer.token_scores) for answer in generated]
         return [
-            self._with_lines(image, reading, lines)
+            self._surest(image, plan, reading, lines)
             for image, reading, lines in zip(images, readings, prints, strict=True)
         ]
 
@@ -157,10 +157,10 @@ class ModelReader:
         image = open_page(sample.image_path)
         return without_frames(image, relief_of(image)) if self._lines_from_views else image
 
-    def _whole(self, image: Image.Image, plan: ViewPlan) -> PageViews:
+    def _whole(self, image: Image.Image, plan: ViewPlan, scale: float = 1.0) -> PageViews:
         if self._lines_from_views:
             image = levelled(image, relief_of(image))
-        return PageViews(plan, *prepare_views(image, plan, self._geometry))
+        return PageViews(plan, *prepare_views(rescaled(image, scale), plan, self._geometry))
 
     def _read_by_lines(self, image: Image.Image) -> Reading:
         start = time.perf_counter()
@@ -171,7 +171,7 @@ class ModelReader:
             # Read whole, as the service does.
             whole = self._generate([self._whole(image, plan)], MAX_NEW_TOKENS[Layout.PAGE], [ink.lines])[0]
             reading = Reading(whole.text, time.perf_counter() - start, whole.ended, whole.token_scores)
-            return self._with_lines(image, reading, ink.lines)
+            return self._surest(image, plan, reading, ink.lines)
         return self._read_strips(image, strips, start)
 
     def _read_strips(self, image: Image.Image, strips: Sequence[Strip], start: float) -> Reading:
@@ -183,18 +183,26 @@ class ModelReader:
         )
         return Reading(answer.text, time.perf_counter() - start, True, answer.token_scores)
 
-    def _with_lines(self, image: Image.Image, whole: Reading, lines: Sequence[InkLine]) -> Reading:
-        """What was read whole, or by its lines if that is surer, as the service does."""
+    def _surest(self, image: Image.Image, plan: ViewPlan, whole: Reading, lines: Sequence[InkLine]) -> Reading:
+        """What was read whole, or in another form if that is surer, as the service does."""
         confidence = confidence_of(whole.text, whole.token_scores)
-        if not self._lines_from_views or not may_be_read_by_lines(len(lines), confidence):
+        if not self._lines_from_views or confidence >= SURE:
             return whole
         start = time.perf_counter() - whole.seconds
-        strips = lines_of_page(image)
-        if not strips:
-            return whole
-        by_lines = self._read_strips(image, strips, start)
-        is_surer = prefers_lines(confidence, confidence_of(by_lines.text, by_lines.token_scores))
-        return by_lines if is_surer else replace(whole, seconds=by_lines.seconds)
+        if len(lines) >= FEWEST_LINES:
+            strips = lines_of_page(image)
+            if not strips:
+                return whole
+            other = self._read_strips(image, strips, start)
+            is_surer = prefers_lines(confidence, confidence_of(other.text, other.token_scores))
+        else:
+            scale = other_scale(image.width, image.height, plan)
+            if scale is None:
+                return whole
+            read = self._generate([self._whole(image, plan, scale)], MAX_NEW_TOKENS[Layout.BLOCK], [lines])[0]
+            other = Reading(read.text, time.perf_counter() - start, read.ended, read.token_scores)
+            is_surer = bool(other.text.strip()) and confidence_of(other.text, other.token_scores) >= confidence
+        return other if is_surer else replace(whole, seconds=other.seconds)
 
     def _generate(
         self, views: Sequence[PageViews], most: int, prints: Sequence[Sequence[InkLine]] | None = None

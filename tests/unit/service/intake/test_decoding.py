@@ -36,7 +36,8 @@ from service.intake.pages import DecodedPage
 from service.intake.pdf import fitting_scale, has_user_units, open_pdf
 from service.intake.preview import PreviewTask
 from shared.deepseek_ocr.forms import PageImage, PageViews
-from shared.deepseek_ocr.geometry import GeometryConfig, Mode
+from shared.deepseek_ocr.geometry import PADDING_GREY, GeometryConfig, Mode
+from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
 from shared.images.canvases import LARGE_EM_PX
 from shared.images.ink import find_ink
 from shared.images.page_ink import Turn
@@ -97,7 +98,7 @@ def frames(file_format: str, count: int) -> bytes:
 
 
 def test_task_survives_the_wire() -> None:
-    wanted = replace(task(3), lines_from_views=1, em_px=LARGE_EM_PX)
+    wanted = replace(task(3), lines_from_views=1, em_px=LARGE_EM_PX, scale=1.25)
     assert DecodeTask.from_wire(wanted.to_wire()) == wanted
 
 
@@ -107,6 +108,16 @@ def test_page_becomes_its_views() -> None:
     assert page.prepared.global_view_HWC.shape == (640, 640, 3)
     assert page.prepared.tiles_THWC.shape[0] == 0
     assert not page.ink.is_blank
+
+
+@pytest.mark.parametrize("scale", [0.8, 1.25])
+def test_page_of_one_view_at_another_size_stays_the_same_but_for_its_view(scale: float) -> None:
+    small = replace(task(), geometry=NANO_GEOMETRY, mode=NANO_GEOMETRY.default_mode)
+    own, other = (decode(encode(page_image()), replace(small, scale=value)) for value in (1.0, scale))
+    is_shown = (other.prepared.global_view_HWC != PADDING_GREY).any(axis=2)
+    assert (int(is_shown.any(axis=0).sum()), int(is_shown.any(axis=1).sum())) == (320 * scale, 200 * scale)
+    assert other.prepared.plan == own.prepared.plan
+    assert (other.width_px, other.height_px, other.ink) == (own.width_px, own.height_px, own.ink)
 
 
 def test_blank_page_is_noticed() -> None:

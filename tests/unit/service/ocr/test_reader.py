@@ -77,6 +77,8 @@ class Source:
         """What pages show, where it is not a lot of print."""
         self.ink_of_lines: dict[int, PageInk] = {}
         """The same where a page is read by its lines, of which it has none else."""
+        self.sizes: dict[int, tuple[int, int]] = {}
+        """Width and height of pages that have others than the usual ones."""
         self.turned: dict[int, PageInk] = {}
         """Pages that are found to lie on their sides, and what they show as they are."""
         self.fail_as_is = False
@@ -107,11 +109,12 @@ class Source:
         by_lines = self.ink_of_lines if order.lines_from_views == 1 else {}
         is_on_side = as_is and order.page in self.turned
         ink = self.turned[order.page] if is_on_side else self.ink.get(order.page, PageInk(marks=500, ink_ratio=0.1))
+        width_px, height_px = self.sizes.get(order.page, (1000, 500))
         return DecodedPage(
             file_format=FileFormat.PDF,
             page=order.page,
-            width_px=500 if is_on_side else 1000,
-            height_px=1000 if is_on_side else 500,
+            width_px=height_px if is_on_side else width_px,
+            height_px=width_px if is_on_side else height_px,
             ink=by_lines.get(order.page, ink),
             is_damaged=False,
             prepared=PageViews(self.plan, np.full((8, 8, 3), colour, np.uint8), np.zeros((0, 8, 8, 3), np.uint8)),
@@ -534,13 +537,33 @@ async def test_what_was_read_whole_and_not_surely_is_read_by_its_lines_too(
     assert [region.box_px for region in page.regions] == ([STRIP.box_px] if is_by_lines else [])
 
 
+@pytest.mark.parametrize(
+    ("confidences", "scales", "chosen"),
+    [
+        pytest.param([0.9, 0.91], [1.0, 1.25], 0.91, id="surer"),
+        pytest.param([0.9, 0.89], [1.0, 1.25], 0.9, id="less sure"),
+        pytest.param([0.9, 0.0], [1.0, 1.25], 0.9, id="nothing seen"),
+        pytest.param([0.98], [1.0], 0.98, id="sure"),
+    ],
+)
+async def test_few_lines_that_were_not_read_surely_are_read_at_another_size_too(
+    confidences: list[float], scales: list[float], chosen: float
+) -> None:
+    async with bench(engine=UnevenEngine(confidences, geometry=NANO_GEOMETRY)) as it:
+        it.source.ink, it.source.sizes = {1: replace(HALF_READ, lines=HALF_READ.lines[:3])}, {1: (6, 4)}
+        page = (await it.read(1)).pages[0]
+        assert [order.scale for order in it.source.orders] == scales
+    assert page.result is not None
+    assert (page.status, page.result.confidence, page.width_px) == (PageStatus.OK, chosen, 6)
+
+
 @pytest.mark.parametrize("given", [{"layout": ReadingLayout.PAGE}, {"reads_blank_pages": True}])
 async def test_a_page_is_read_once_where_the_client_wants_the_answer_as_it_is(given: dict[str, Any]) -> None:
     few_lines = replace(HALF_READ, lines=HALF_READ.lines[:3])
     async with bench(engine=UnevenEngine([0.9, 0.9, 0.9, 0.9], geometry=NANO_GEOMETRY)) as it:
         it.source.ink, it.source.ink_of_lines = {1: HALF_READ}, {1: MANY}
         await it.read(1, **given)
-        # Few lines are read well whole.
+        # Few lines of a large page are read well whole.
         it.source.ink = {1: few_lines}
         await it.read(1)
         assert len(it.source.orders) == 2

@@ -12,6 +12,7 @@ import pytest
 from shared.contract.answer import FinishReason
 from shared.contract.confidence import score_tokens
 from shared.deepseek_ocr.forms import PageViews
+from shared.deepseek_ocr.geometry import PADDING_GREY, plan_views
 from shared.deepseek_ocr.nano_config import NANO_GEOMETRY
 from shared.images.canvases import MOST_LINES, Strip
 from shared.images.ink import find_ink
@@ -79,12 +80,49 @@ def reading(text: str, probability: float) -> Reading:
         pytest.param(4, 0.9, 0.93, "lines", id="lines are surer"),
         pytest.param(4, 0.9, 0.91, "whole", id="lines are hardly surer"),
         pytest.param(4, 0.975, 0.999, "whole", id="sure"),
-        pytest.param(3, 0.9, 0.99, "whole", id="few lines"),
     ],
 )
 def test_what_was_read_whole_and_not_surely_is_read_by_its_lines_too(num_lines, whole, lines, chosen, monkeypatch):
     image = page_of((40, 40, LEFT), size=(600, 360))
     reader = ModelReader(tiny_model(), tiny_tokenizer(), NANO_GEOMETRY, "nano")
     monkeypatch.setattr(reader, "_read_strips", lambda *_: reading("lines", lines))
-    found = reader._with_lines(image, reading("whole", whole), find_ink(image).lines[:num_lines])
+    found = reader._surest(image, plan_of(image), reading("whole", whole), find_ink(image).lines[:num_lines])
     assert found.text == chosen
+
+
+@pytest.mark.parametrize(
+    ("size", "whole", "other", "scale", "chosen"),
+    [
+        pytest.param((500, 360), 0.9, 0.91, 1.25, "other", id="larger is surer"),
+        pytest.param((600, 360), 0.9, 0.91, 0.8, "other", id="smaller is surer"),
+        pytest.param((600, 360), 0.9, 0.89, 0.8, "whole", id="less sure"),
+        pytest.param((600, 360), 0.98, 0.99, None, "whole", id="sure"),
+        pytest.param((900, 360), 0.9, 0.99, None, "whole", id="several views"),
+    ],
+)
+def test_few_lines_that_were_not_read_surely_are_read_at_another_size_too(
+    size, whole, other, scale, chosen, monkeypatch
+):
+    image = page_of((40, 40, LEFT), size=size)
+    reader = ModelReader(tiny_model(), tiny_tokenizer(), NANO_GEOMETRY, "nano")
+    seen: list[PageViews] = []
+
+    def generate(views, *_):
+        seen.extend(views)
+        read = reading("other", other)
+        return [Generated(read.text, 5, FinishReason.STOP, read.token_scores)]
+
+    monkeypatch.setattr(reader, "_generate", generate)
+    found = reader._surest(image, plan_of(image), reading("whole", whole), find_ink(image).lines[:3])
+    assert found.text == chosen
+    assert [view_size(view) for view in seen] == ([] if scale is None else [tuple(round(s * scale) for s in size)])
+
+
+def plan_of(image):
+    return plan_views(*image.size, NANO_GEOMETRY.default_mode, NANO_GEOMETRY)
+
+
+def view_size(views: PageViews) -> tuple[int, int]:
+    """Width and height of what is not padding."""
+    is_shown = (views.global_view_HWC != PADDING_GREY).any(axis=2)
+    return int(is_shown.any(axis=0).sum()), int(is_shown.any(axis=1).sum())

@@ -1,0 +1,41 @@
+"""When an image that was read whole is read once more in another form, and which of both texts is taken.
+
+The limits were chosen on drawn images that are not those of the published figures (benchmarks/LOG.md). Free of torch.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from shared.deepseek_ocr.geometry import ViewPlan
+
+SURE: Final = 0.97
+"""An image that was read whole with a lower confidence is read once more."""
+FEWEST_LINES: Final = 4
+"""Images with as many lines of print are read by their lines then, others at another size."""
+SURER_BY: Final = 0.02
+"""The text of lines is taken where its confidence is so much higher."""
+LARGER, SMALLER = 1.25, 0.8
+"""Other sizes, relative to the image's own."""
+
+
+def other_scale(width_px: int, height_px: int, plan: ViewPlan) -> float | None:
+    """At what size a small image is read once more.
+
+    Args:
+        width_px: Of the image.
+        height_px: Of the image.
+        plan: Its views.
+
+    Returns:
+        Relative to its own, larger where its view has room; None for an image of several views, or shrunk to one.
+    """
+    longest = max(width_px, height_px)
+    if plan.num_tiles or longest > plan.global_px:
+        return None
+    return LARGER if LARGER * longest <= plan.global_px else SMALLER
+
+
+def prefers_lines(whole: float, lines: float) -> bool:
+    """Which of two texts of an image is taken, by their confidences: that of the whole, or of its lines."""
+    return lines >= whole + SURER_BY
