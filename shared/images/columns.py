@@ -4,9 +4,9 @@ Geometry alone decides. A gutter is white space between two sides. Lines of a ta
 them, those of columns do so by chance; where columns are set on one grid, only running text tells them. Knows no pixels
 and no text.
 
-Limits were measured on drawn pages: of 3 800 gutters of tables, each with four lines or more on its sparser side, half
-of these lines stood on a height with one beside them at all, three quarters at those with ten lines; of 1 700 gutters
-of columns that are not running text on both sides, half had fewer.
+Limits were measured on drawn pages. At 3 800 gutters within tables, half of the lines of the sparser side or more stood
+on the height of one beside them, three quarters or more where it had ten lines. At half of 1 700 gutters between columns
+without running text on both sides it were fewer than half.
 
 Shape letters: N segments.
 """
@@ -38,6 +38,8 @@ _LETTER_EM = 0.35
 """Lower shapes are dashes and points, which have neither base line nor top."""
 _LINE_EM = 0.4
 """Segments of one side whose middles differ less are one line."""
+_BESIDE_EM = 0.8
+"""A line further from all of the other side has nothing beside it, which says nothing."""
 _ODD_SHARE, _ODD_LINES = 0.25, (1.5, 1.0, 0.0)
 """Of a table's sparser side, at most this share and so many lines more stand on no height of the other side: the more,
 the fewer sides are running text."""
@@ -94,7 +96,7 @@ class _Print:
     """Of most."""
 
     @property
-    def middle_N(self) -> np.ndarray:
+    def middle(self) -> np.ndarray:
         """Of each one's height."""
         return self.heights_N3[:, 2]
 
@@ -146,9 +148,7 @@ def find_columns(segments: Sequence[Segment]) -> Columns | None:
             break
         _, number, is_trimmed, gutter = heapq.heappop(queue)
         if is_trimmed and _are_columns(page, gutter.left, gutter.right):
-            above, below = (
-                np.flatnonzero(each) for each in (page.middle_N <= gutter.low, page.middle_N >= gutter.high)
-            )
+            above, below = (np.flatnonzero(each) for each in (page.middle <= gutter.low, page.middle >= gutter.high))
             return Columns(above.tolist(), gutter.left.tolist(), gutter.right.tolist(), below.tolist())
         trimmed = None if is_trimmed else _trimmed(page, gutter)
         if trimmed is not None:
@@ -167,7 +167,7 @@ def _heights(segment: Segment) -> tuple[float, float, float]:
 
 def _gutters(page: _Print) -> Iterator[_Gutter]:
     """White space with enough lines on both sides, down to the next segment that crosses it."""
-    middle = page.middle_N
+    middle = page.middle
     x1, _, x2, _ = page.box_N4.T
     seen: set[tuple[float, int, int]] = set()
     for x in np.unique(np.round((x2 + 0.4 * page.em) / 4) * 4).tolist():
@@ -227,20 +227,18 @@ def _trimmed(page: _Print, gutter: _Gutter) -> _Gutter | None:
     first, last = _best_run([_worth(page, left, right, are_prose) for left, right in sides], is_broad)
     if first == last:
         return None
-    # A longer left column goes on below the right one.
+    # A longer left column goes on below the right one; that of running text to its notes, but not to a page's number.
     left = np.concatenate([left for left, _ in sides[first:last]])
-    follows = max(band_gap, float(_whites(page, left).max(initial=0.0)))
-    while (
-        last < len(bands)
-        and not sides[last][1].size
-        and not is_broad[last - 1]
-        and gaps[cuts[last - 1] - 1] <= _FOLLOWS_SHARE * follows
-    ):
-        last += 1
+    follows = _FOLLOWS_SHARE * max(band_gap, float(_whites(page, left).max(initial=0.0)))
+    for number in range(last, len(bands)):
+        is_near = not is_broad[number - 1] and gaps[cuts[number - 1] - 1] <= follows
+        if sides[number][1].size or not (is_near or (are_prose and bands[number].size > 1)):
+            break
+        last = number + 1
     left, right = (np.sort(np.concatenate(each)) for each in zip(*sides[first:last], strict=True))
     score = _score(page, left, right)
-    low = float(page.middle_N[np.concatenate(bands[:first])].max()) if first else gutter.low
-    high = float(page.middle_N[np.concatenate(bands[last:])].min()) if last < len(bands) else gutter.high
+    low = float(page.middle[np.concatenate(bands[:first])].max()) if first else gutter.low
+    high = float(page.middle[np.concatenate(bands[last:])].min()) if last < len(bands) else gutter.high
     return _Gutter(score, low, high, left, right) if score > 0 else None
 
 
@@ -297,24 +295,24 @@ def _are_columns(page: _Print, left: np.ndarray, right: np.ndarray) -> bool:
 
 
 def _on_one_height(page: _Print, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Which lines of the side with fewer stand on the height of a line of the other side."""
-    (fewer, starts), (more, _) = sorted(
-        (_in_lines(page, side) for side in (left, right)), key=lambda each: len(each[1])
-    )
-    is_even = np.zeros(fewer.size, np.bool_)
+    """Which lines of the side with fewer stand on the height of one beside them, of those that have one beside them."""
+    sides = [_in_lines(page, side) for side in (left, right)]
+    (fewer, starts), (more, _) = sorted(sides, key=lambda each: each[1].size)
+    distance = np.full(fewer.size, math.inf)
     for heights_N in page.heights_N3.T:
         own, others = heights_N[fewer], np.concatenate(([_NOWHERE], np.sort(heights_N[more]), [_NOWHERE]))
         place = np.searchsorted(others[1:-1], own)
-        distance = np.minimum(np.abs(own - others[place]), np.abs(own - others[place + 1]))
-        is_even |= (distance < _HEIGHT_EM * page.em) & (own > -_NOWHERE)
-    result: np.ndarray = np.logical_or.reduceat(is_even, starts)
+        nearest = np.minimum(np.abs(own - others[place]), np.abs(own - others[place + 1]))
+        distance = np.minimum(distance, np.where(own > -_NOWHERE, nearest, math.inf))
+    distance = np.minimum.reduceat(distance, starts) / page.em
+    result: np.ndarray = distance[distance < _BESIDE_EM] < _HEIGHT_EM
     return result
 
 
 def _in_lines(page: _Print, side: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """A side's segments from top to bottom, and where among them each line begins."""
-    order = side[np.argsort(page.middle_N[side])]
-    return order, np.flatnonzero(np.diff(page.middle_N[order], prepend=-math.inf) > _LINE_EM * page.em)
+    order = side[np.argsort(page.middle[side])]
+    return order, np.flatnonzero(np.diff(page.middle[order], prepend=-math.inf) > _LINE_EM * page.em)
 
 
 def _lines(page: _Print, side: np.ndarray) -> _Lines:
