@@ -29,6 +29,8 @@ _GUTTER_EM, _COLUMN_EM = 0.75, 3.0
 """A gutter and a column are at least so wide; what is narrower than a column is a margin's numbers."""
 _SHARED_EM = 3.0
 """Height that both sides share."""
+_RULE_REACH_EM = 2.0
+"""A rule that goes on so far to both sides crosses a gutter."""
 _MOST_TRIED = 200
 """Gutters tried for each part of a page, which is more than prints have and fewer than textures."""
 
@@ -123,11 +125,12 @@ class _Lines:
     pieces: np.ndarray
 
 
-def find_columns(segments: Sequence[Segment]) -> Columns | None:
+def find_columns(segments: Sequence[Segment], rules: Sequence[tuple[int, int, int, int]] = ()) -> Columns | None:
     """Find the best two columns.
 
     Args:
         segments: Of a level page or a part of it, in any order.
+        rules: Boxes of the page's level rules: columns do not go on beyond one that crosses their gutter.
 
     Returns:
         The columns, each of which may be several; None if all is to be read row by row.
@@ -141,7 +144,7 @@ def find_columns(segments: Sequence[Segment]) -> Columns | None:
         float(np.median([segment.em_px for segment in segments])),
     )
     # The best first; cutting bands off, which takes longer, only makes a gutter worse.
-    queue = [(-gutter.score, number, False, gutter) for number, gutter in enumerate(_gutters(page))]
+    queue = [(-gutter.score, number, False, gutter) for number, gutter in enumerate(_gutters(page, np.array(rules, np.float64).reshape(-1, 4)))]
     heapq.heapify(queue)
     for _ in range(_MOST_TRIED):
         if not queue:
@@ -165,15 +168,17 @@ def _heights(segment: Segment) -> tuple[float, float, float]:
     return sorted(part[3] for part in letters)[half], sorted(part[1] for part in letters)[half], segment.middle
 
 
-def _gutters(page: _Print) -> Iterator[_Gutter]:
-    """White space with enough lines on both sides, down to the next segment that crosses it."""
+def _gutters(page: _Print, rules_R4: np.ndarray) -> Iterator[_Gutter]:
+    """White space with enough lines on both sides, down to the next segment or rule that crosses it."""
+    reach, rule_middle = _RULE_REACH_EM * page.em, rules_R4[:, [1, 3]].mean(axis=1)
     middle = page.middle
     x1, _, x2, _ = page.box_N4.T
     seen: set[tuple[float, int, int]] = set()
     for x in np.unique(np.round((x2 + 0.4 * page.em) / 4) * 4).tolist():
         is_left, is_right = x2 <= x, x1 >= x
-        bounds = np.sort(middle[~is_left & ~is_right])
-        # The zone of each segment: how many cross the gutter above it; none for one on the height of such a segment.
+        is_across = (rules_R4[:, 0] < x - reach) & (rules_R4[:, 2] > x + reach)
+        bounds = np.sort(np.concatenate((middle[~is_left & ~is_right], rule_middle[is_across])))
+        # The zone of each segment: how many cross the gutter above it; none for one on the height of what does.
         zone = np.searchsorted(bounds, middle)
         is_inside = zone == np.searchsorted(bounds, middle, "right")
         is_left, is_right = is_left & is_inside, is_right & is_inside

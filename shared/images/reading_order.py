@@ -19,28 +19,29 @@ _BLANK_EM = 0.75
 """White space between two rows, in em, from which they are two blocks."""
 
 
-def reading_order(segments: Sequence[Segment]) -> list[list[Row]]:
+def reading_order(segments: Sequence[Segment], rules: Sequence[tuple[int, int, int, int]] = ()) -> list[list[Row]]:
     """Order segments.
 
     Args:
         segments: Of a level page, in any order.
+        rules: Boxes of its level rules.
 
     Returns:
         Blocks of rows.
     """
     blocks: list[list[Row]] = []
-    for part in _parts(list(segments)):
+    for part in _parts(list(segments), rules):
         blocks += _blocks(_rows(part))
     return blocks
 
 
-def _parts(segments: list[Segment]) -> list[list[Segment]]:
+def _parts(segments: list[Segment], rules: Sequence[tuple[int, int, int, int]]) -> list[list[Segment]]:
     """Parts of a page each of which is read row by row."""
-    columns = find_columns(segments)
+    columns = find_columns(segments, rules)
     if columns is None:
         return [segments] if segments else []
     parts = columns.above, columns.left, columns.right, columns.below
-    return [each for part in parts for each in _parts([segments[index] for index in part])]
+    return [each for part in parts for each in _parts([segments[index] for index in part], rules)]
 
 
 def _rows(segments: list[Segment]) -> list[Row]:
