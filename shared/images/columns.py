@@ -30,7 +30,7 @@ _GUTTER_EM, _COLUMN_EM = 0.75, 3.0
 _SHARED_EM = 3.0
 """Height that both sides share."""
 _RULE_REACH_EM = 2.0
-"""A rule that goes on so far to both sides crosses a gutter."""
+"""A rule that is so long on both sides of a gutter crosses it."""
 _MOST_TRIED = 200
 """Gutters tried for each part of a page, which is more than prints have and fewer than textures."""
 
@@ -176,7 +176,7 @@ def _gutters(page: _Print, rules_R4: np.ndarray) -> Iterator[_Gutter]:
     seen: set[tuple[float, int, int]] = set()
     for x in np.unique(np.round((x2 + 0.4 * page.em) / 4) * 4).tolist():
         is_left, is_right = x2 <= x, x1 >= x
-        is_across = (rules_R4[:, 0] < x - reach) & (rules_R4[:, 2] > x + reach)
+        is_across = (rules_R4[:, 0] < x - reach) & (rules_R4[:, 2] > x1[is_right].min(initial=math.inf) + reach)
         bounds = np.sort(np.concatenate((middle[~is_left & ~is_right], rule_middle[is_across])))
         # The zone of each segment: how many cross the gutter above it; none for one on the height of what does.
         zone = np.searchsorted(bounds, middle)
