@@ -5,8 +5,8 @@ them, those of columns do so by chance; where columns are set on one grid, only 
 and no text.
 
 Limits were measured on drawn pages. At 3 800 gutters within tables, half of the lines of the sparser side or more stood
-on the height of one beside them, three quarters or more where it had ten lines. At half of 1 700 gutters between columns
-without running text on both sides it were fewer than half.
+on the height of one beside them, three quarters or more where it had ten lines. At half of 1 700 gutters between
+columns without running text on both sides it were fewer than half.
 
 Shape letters: N segments.
 """
@@ -36,8 +36,6 @@ _MOST_TRIED = 200
 
 _HEIGHT_EM = 0.15
 """Lines on one height differ less, in their base lines, their tops or their middles."""
-_LETTER_EM = 0.35
-"""Lower shapes are dashes and points, which have neither base line nor top."""
 _LINE_EM = 0.4
 """Segments of one side whose middles differ less are one line."""
 _BESIDE_EM = 0.8
@@ -68,7 +66,6 @@ _FOLLOWS_SHARE = 1.3
 _ODD_WORTH, _EVEN_WORTH, _PROSE_WORTH, _ALONE_WORTH = 1.0, -0.25, 0.05, -0.5
 """How much a line says for columns that stands on no height of the other side's, that stands on one, the same in
 running text, and that has nothing beside it."""
-_NOWHERE = 1e9
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +84,7 @@ class _Print:
 
     Shapes:
         box_N4: x1, y1, x2, y2
-        heights_N3: base line, top and middle; a dash has only the last, and its others are nowhere
+        heights_N3: base line, top and middle
         words_N: how many words
     """
 
@@ -130,13 +127,16 @@ def find_columns(segments: Sequence[Segment], rules: Sequence[tuple[int, int, in
 
     Args:
         segments: Of a level page or a part of it, in any order.
-        rules: Boxes of the page's level rules: columns do not go on beyond one that crosses their gutter.
+        rules: Boxes of the page's rules: columns end at a level one that crosses their gutter, and go on along an
+            upright one within it.
 
     Returns:
         The columns, each of which may be several; None if all is to be read row by row.
     """
     if len(segments) < 2 * _LEAST_SEGMENTS:
         return None
+    rules_R4 = np.array(rules, np.float64).reshape(-1, 4)
+    is_level = rules_R4[:, 2] - rules_R4[:, 0] > rules_R4[:, 3] - rules_R4[:, 1]
     page = _Print(
         np.array([segment.box for segment in segments], np.float64),
         np.array([_heights(segment) for segment in segments], np.float64),
@@ -144,7 +144,10 @@ def find_columns(segments: Sequence[Segment], rules: Sequence[tuple[int, int, in
         float(np.median([segment.em_px for segment in segments])),
     )
     # The best first; cutting bands off, which takes longer, only makes a gutter worse.
-    queue = [(-gutter.score, number, False, gutter) for number, gutter in enumerate(_gutters(page, np.array(rules, np.float64).reshape(-1, 4)))]
+    queue = [
+        (-gutter.score, number, False, gutter)
+        for number, gutter in enumerate(_gutters(page, np.array(rules, np.float64).reshape(-1, 4)))
+    ]
     heapq.heapify(queue)
     for _ in range(_MOST_TRIED):
         if not queue:
@@ -153,7 +156,7 @@ def find_columns(segments: Sequence[Segment], rules: Sequence[tuple[int, int, in
         if is_trimmed and _are_columns(page, gutter.left, gutter.right):
             above, below = (np.flatnonzero(each) for each in (page.middle <= gutter.low, page.middle >= gutter.high))
             return Columns(above.tolist(), gutter.left.tolist(), gutter.right.tolist(), below.tolist())
-        trimmed = None if is_trimmed else _trimmed(page, gutter)
+        trimmed = None if is_trimmed else _trimmed(page, rules_R4[~is_level], gutter)
         if trimmed is not None:
             heapq.heappush(queue, (-trimmed.score, number, True, trimmed))
     return None
@@ -161,11 +164,8 @@ def find_columns(segments: Sequence[Segment], rules: Sequence[tuple[int, int, in
 
 def _heights(segment: Segment) -> tuple[float, float, float]:
     """Base line and top of most of its letters, and its middle."""
-    letters = [part for part in segment.parts if part[3] - part[1] > _LETTER_EM * segment.em_px]
-    half = len(letters) // 2
-    if not letters:
-        return -_NOWHERE, -_NOWHERE, segment.middle
-    return sorted(part[3] for part in letters)[half], sorted(part[1] for part in letters)[half], segment.middle
+    parts, half = segment.parts or (segment.box,), len(segment.parts) // 2
+    return sorted(part[3] for part in parts)[half], sorted(part[1] for part in parts)[half], segment.middle
 
 
 def _gutters(page: _Print, rules_R4: np.ndarray) -> Iterator[_Gutter]:
@@ -209,7 +209,7 @@ def _score(page: _Print, left: np.ndarray, right: np.ndarray) -> float:
     return float(height * min(page.words_N[left].sum(), page.words_N[right].sum()) ** 0.5)
 
 
-def _trimmed(page: _Print, gutter: _Gutter) -> _Gutter | None:
+def _trimmed(page: _Print, rules_R4: np.ndarray, gutter: _Gutter) -> _Gutter | None:
     """The bands of a gutter, parted by white space across both sides, that are most likely columns; None without any.
 
     So the letterhead or the table below columns is left out, although nothing crosses the gutter between them.
@@ -227,9 +227,10 @@ def _trimmed(page: _Print, gutter: _Gutter) -> _Gutter | None:
     bands = np.split(order, cuts)
     sides = [(band[is_left[band]], band[~is_left[band]]) for band in bands]
     widest = max(float(_whites(page, side).max(initial=0.0)) for pair in sides for side in pair)
-    is_broad = [*(gaps[cuts - 1] > max(_BROAD_SHARE * widest, _BROAD_EM * page.em)).tolist(), True]
+    is_broad = gaps[cuts - 1] > max(_BROAD_SHARE * widest, _BROAD_EM * page.em)
+    is_broad &= ~_are_ruled(page, rules_R4, gutter, order, cuts)
     are_prose = _is_prose(page, gutter.left) and _is_prose(page, gutter.right)
-    first, last = _best_run([_worth(page, left, right, are_prose) for left, right in sides], is_broad)
+    first, last = _best_run([_worth(page, left, right, are_prose) for left, right in sides], is_broad.tolist())
     if first == last:
         return None
     # A longer left column goes on below the right one; that of running text to its notes, but not to a page's number.
@@ -245,6 +246,15 @@ def _trimmed(page: _Print, gutter: _Gutter) -> _Gutter | None:
     low = float(page.middle[np.concatenate(bands[:first])].max()) if first else gutter.low
     high = float(page.middle[np.concatenate(bands[last:])].min()) if last < len(bands) else gutter.high
     return _Gutter(score, low, high, left, right) if score > 0 else None
+
+
+def _are_ruled(page: _Print, rules_R4: np.ndarray, gutter: _Gutter, order: np.ndarray, cuts: np.ndarray) -> np.ndarray:
+    """Along which cuts between a gutter's segments, from top to bottom, an upright rule within it goes on."""
+    x1, y1, x2, y2 = rules_R4.T
+    is_inside = (x1 > page.box_N4[gutter.left, 2].max()) & (x2 < page.box_N4[gutter.right, 0].min())
+    bottom, top = np.maximum.accumulate(page.box_N4[order, 3])[cuts - 1], page.box_N4[order[cuts], 1]
+    result: np.ndarray = (is_inside & (y1 < bottom[:, None]) & (y2 > top[:, None])).any(axis=1)
+    return result
 
 
 def _whites(page: _Print, side: np.ndarray) -> np.ndarray:
@@ -305,10 +315,9 @@ def _on_one_height(page: _Print, left: np.ndarray, right: np.ndarray) -> np.ndar
     (fewer, starts), (more, _) = sorted(sides, key=lambda each: each[1].size)
     distance = np.full(fewer.size, math.inf)
     for heights_N in page.heights_N3.T:
-        own, others = heights_N[fewer], np.concatenate(([_NOWHERE], np.sort(heights_N[more]), [_NOWHERE]))
-        place = np.searchsorted(others[1:-1], own)
-        nearest = np.minimum(np.abs(own - others[place]), np.abs(own - others[place + 1]))
-        distance = np.minimum(distance, np.where(own > -_NOWHERE, nearest, math.inf))
+        own, others = heights_N[fewer], np.concatenate(([-math.inf], np.sort(heights_N[more]), [math.inf]))
+        place = np.searchsorted(others, own)
+        distance = np.minimum(distance, np.minimum(own - others[place - 1], others[place] - own))
     distance = np.minimum.reduceat(distance, starts) / page.em
     result: np.ndarray = distance[distance < _BESIDE_EM] < _HEIGHT_EM
     return result
@@ -347,9 +356,11 @@ def _is_prose(page: _Print, side: np.ndarray) -> bool:
 
 
 def _is_plain(page: _Print, side: np.ndarray) -> bool:
-    """Whether a side is of long lines, few of which have wide gaps."""
-    lines = _lines(page, side)
-    return bool(lines.words.mean() >= _PLAIN_WORDS and lines.pieces.mean() <= _PLAIN_PIECES)
+    """Whether a side is of long lines, few of which have wide gaps, in one column or in several."""
+    columns = [_lines(page, part) for part in _parted(page, side) if len(part) >= _LEAST_SEGMENTS]
+    return bool(columns) and all(
+        lines.words.mean() >= _PLAIN_WORDS and lines.pieces.mean() <= _PLAIN_PIECES for lines in columns
+    )
 
 
 def _parted(page: _Print, side: np.ndarray) -> list[np.ndarray]:

@@ -24,7 +24,7 @@ def reading_order(segments: Sequence[Segment], rules: Sequence[tuple[int, int, i
 
     Args:
         segments: Of a level page, in any order.
-        rules: Boxes of its level rules.
+        rules: Boxes of its rules.
 
     Returns:
         Blocks of rows.

@@ -124,7 +124,7 @@ class LevelPage:
     turn: NDArray[np.float64] | None
     """Affine matrix from the level page to the page as it came; None where it was level."""
     rules: tuple[tuple[int, int, int, int], ...] = ()
-    """x1, y1, x2, y2 of level rules, in pixels of the level page."""
+    """x1, y1, x2, y2 of rules, level and upright ones apart, in pixels of the level page."""
 
     def on_page(self, box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
         """A box on the page as it came, around the turned one."""
@@ -173,18 +173,20 @@ def find_segments(page: Image.Image) -> LevelPage:
     cap = _cap_of(shapes_N5[:, 3])
     rules_hw, upright_hw = find_rules(relief, mask_hw, cap)
     owner_hw, segments = _segments(relief, mask_hw, cap, rules_hw, upright_hw)
-    return LevelPage(grey_HW, owner_hw, segments, scale, turn, _level_rules(rules_hw, scale))
+    return LevelPage(grey_HW, owner_hw, segments, scale, turn, _parts_of_rules(rules_hw, upright_hw, scale))
 
 
-def _level_rules(rules_hw: NDArray[np.uint8], scale: float) -> tuple[tuple[int, int, int, int], ...]:
-    """Boxes of level rules in pixels of the page; upright ones that cross them, and their frames, do not part them."""
+def _parts_of_rules(
+    rules_hw: NDArray[np.uint8], upright_hw: NDArray[np.uint8], scale: float
+) -> tuple[tuple[int, int, int, int], ...]:
+    """Boxes of level and of upright rules in pixels of the page; those that cross them do not part them."""
     if not rules_hw.any():
         return ()
     level_hw: Any = cv2.morphologyEx(rules_hw, cv2.MORPH_OPEN, np.ones((1, _LEVEL_RULE_PX), np.uint8))
-    _, _, stats = label_shapes(level_hw)
+    found = np.concatenate([label_shapes(mask_hw)[2][1:] for mask_hw in (level_hw, upright_hw)])
     return tuple(
         (round(x * scale), round(y * scale), round((x + w) * scale), round((y + h) * scale))
-        for x, y, w, h, _ in stats[1:].tolist()
+        for x, y, w, h, _ in found.tolist()
     )
 
 

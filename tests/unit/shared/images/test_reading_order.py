@@ -83,18 +83,24 @@ def test_a_table_of_wordy_cells_is_read_row_by_row() -> None:
     assert order_of(joined(cells)) == by_rows(*cells)
 
 
-def test_cells_below_a_heading_that_crosses_them_are_no_running_text() -> None:
-    heading = words(40, 70, 5)
-    cells = [
-        column(x, steps(100, 18), counts) for x, counts in ((40, [2, 1]), (220, [2]), (400, [2, 1, 2]), (580, [2]))
-    ]
-    assert order_of([heading, *joined(cells)]) == [heading, *by_rows(*cells)]
+def test_cells_below_headings_that_cross_them_are_no_running_text() -> None:
+    headings = [words(x, 70, 5) for x in (40, 400)]
+    cells = [column(x, steps(100, 18), [2]) for x in (40, 180, 400, 540)]
+    assert order_of([*headings, *joined(cells)]) == [*headings, *by_rows(*cells)]
 
 
 def test_a_column_ends_at_white_space_as_wide_as_no_other() -> None:
     above = [column(x, steps(top, 8), [6, 7]) for x, top in ((40, 100), (560, 108))]
     below = [column(x, steps(top, 8), [7, 6]) for x, top in ((40, 372), (560, 364))]
     assert order_of(joined([*above, *below])) == joined([*above, *below])
+
+
+def test_columns_go_on_along_an_upright_rule_within_their_gutter() -> None:
+    left, right = (column(x, [*steps(top, 8), *steps(top + 264, 8)], [6, 7]) for x, top in ((40, 100), (560, 108)))
+    upper, lower = ([*left[part], *right[part]] for part in (slice(8), slice(8, 16)))
+    assert order_of([*left, *right]) == [*upper, *lower]
+    assert order_of([*left, *right], [(500, 80, 502, 580)]) == [*left, *right]
+    assert order_of([*left, *right], [(500, 80, 502, 290)]) == [*upper, *lower]
 
 
 def test_notes_far_below_a_longer_column_are_read_with_it() -> None:
