@@ -183,11 +183,17 @@ def _parts_of_rules(
     if not rules_hw.any():
         return ()
     level_hw: Any = cv2.morphologyEx(rules_hw, cv2.MORPH_OPEN, np.ones((1, _LEVEL_RULE_PX), np.uint8))
-    found = np.concatenate([label_shapes(mask_hw)[2][1:] for mask_hw in (level_hw, upright_hw)])
-    return tuple(
-        (round(x * scale), round(y * scale), round((x + w) * scale), round((y + h) * scale))
-        for x, y, w, h, _ in found.tolist()
-    )
+    result: list[tuple[int, int, int, int]] = []
+    for mask_hw in (level_hw, upright_hw):
+        # Most pages have none, or few.
+        left, top, width, height = cv2.boundingRect(mask_hw)
+        if not width:
+            continue
+        _, _, stats = label_shapes(np.ascontiguousarray(mask_hw[top : top + height, left : left + width]))
+        for x, y, w, h, _ in stats[1:].tolist():
+            x1, y1, x2, y2 = left + x, top + y, left + x + w, top + y + h
+            result.append((round(x1 * scale), round(y1 * scale), round(x2 * scale), round(y2 * scale)))
+    return tuple(result)
 
 
 def _relief(small_hw: NDArray[np.uint8], scale: float) -> Relief:
