@@ -4,11 +4,11 @@ Geometry alone decides. A gutter is white space between two sides. Lines of a ta
 them, those of columns do so by chance; where columns are set on one grid, only running text tells them. Knows no pixels
 and no text.
 
-Limits were measured on drawn pages. At 3 800 gutters within tables, half of the lines of the sparser side or more stood
-on the height of one beside them, three quarters or more where it had ten lines. At half of 1 700 gutters between
-columns without running text on both sides it were fewer than half.
+Limits were measured on drawn pages. At each of 3 800 gutters within tables at least half of the lines of the sparser
+side stood on the height of one beside them, and three quarters where it had ten lines. At half of 1 700 gutters between
+columns without running text on both sides, less than half did.
 
-Shape letters: N segments.
+Shape letters: N segments, R rules.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _INKED_SHARE = 0.75
 _CELLS_SHARE = 0.35
 """White space that no more of the lines around it cross parts cells, even below a heading."""
 _GRID_LINES, _PLAIN_GRID_LINES = 16, 6
-"""Running text of so many lines is columns on one grid, not a table of wordy cells; plain text of fewer."""
+"""Running text of so many lines is columns, even on one grid, not a table of wordy cells; plain text of fewer."""
 _PLAIN_WORDS, _PLAIN_PIECES = 4.5, 1.3
 """Plain text has more words in a line and fewer pieces."""
 
@@ -258,7 +258,7 @@ def _are_ruled(page: _Print, rules_R4: np.ndarray, gutter: _Gutter, order: np.nd
 
 
 def _whites(page: _Print, side: np.ndarray) -> np.ndarray:
-    """White space above each segment but the first, from top to bottom, in pixels; none is negative or 0."""
+    """White space above each segment but the first, from top to bottom, in pixels; negative where they overlap."""
     order = side[np.argsort(page.box_N4[side, 1], kind="stable")]
     gaps: np.ndarray = page.box_N4[order[1:], 1] - np.maximum.accumulate(page.box_N4[order, 3])[:-1]
     return gaps
