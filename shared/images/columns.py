@@ -233,12 +233,13 @@ def _trimmed(page: _Print, rules_R4: np.ndarray, gutter: _Gutter) -> _Gutter | N
     first, last = _best_run([_worth(page, left, right, are_prose) for left, right in sides], is_broad.tolist())
     if first == last:
         return None
-    # A longer left column goes on below the right one; that of running text to its notes, but not to a page's number.
+    # A longer left column goes on below the right one; that of plain text to its notes, but not to a page's number.
     left = np.concatenate([left for left, _ in sides[first:last]])
+    has_notes = are_prose and _is_plain(page, left)
     follows = _FOLLOWS_SHARE * max(band_gap, float(_whites(page, left).max(initial=0.0)))
     for number in range(last, len(bands)):
         is_near = not is_broad[number - 1] and gaps[cuts[number - 1] - 1] <= follows
-        if sides[number][1].size or not (is_near or (are_prose and bands[number].size > 1)):
+        if sides[number][1].size or not (is_near or (has_notes and bands[number].size > 1)):
             break
         last = number + 1
     left, right = (np.sort(np.concatenate(each)) for each in zip(*sides[first:last], strict=True))
