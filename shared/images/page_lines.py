@@ -26,7 +26,7 @@ def lines_of_page(page: Image.Image, em_px: float = EM_PX) -> tuple[Strip, ...]:
     level = find_segments(page)
     if len(level.segments) > _MOST_SEGMENTS:
         return ()
-    strips = cut_strips(level, reading_order(level.segments), em_px)
+    strips = cut_strips(level, reading_order(level.segments, level.rules), em_px)
     # A strip higher than a canvas is a picture.
     strips = [strip for strip in strips if strip.pixels_HW.shape[0] <= SIDE_PX - 2 * MARGIN_PX]
     if len(strips) > MOST_STRIPS or sum(len(strip.parts_px) for strip in strips) > MOST_STRIP_PARTS:

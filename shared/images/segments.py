@@ -57,6 +57,8 @@ _FAINTEST_SHARE = 0.3
 """Of the darkness of most print: what is fainter shines through."""
 _UPRIGHT_EM, _UPRIGHT_LETTERS = 1.6, 6
 """Widest letter of a line that runs up or down, and how many it has at least."""
+_LEVEL_RULE_PX = 36
+"""Level rules are longer."""
 _MOST_ALONE = 500
 """With more points on a page they are dirt."""
 _POINTS_AT_ONCE, _POINTS_COMPARED = 1000, 64
@@ -121,6 +123,8 @@ class LevelPage:
     """Pixels of the page for each of the finder's."""
     turn: NDArray[np.float64] | None
     """Affine matrix from the level page to the page as it came; None where it was level."""
+    rules: tuple[tuple[int, int, int, int], ...] = ()
+    """x1, y1, x2, y2 of rules, level and upright ones apart, in pixels of the level page."""
 
     def on_page(self, box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
         """A box on the page as it came, around the turned one."""
@@ -166,8 +170,30 @@ def find_segments(page: Image.Image) -> LevelPage:
         relief = _relief(small_hw, scale)
         mask_hw = _mask(relief)
         shapes_N5 = _shapes(mask_hw)
-    owner_hw, segments = _segments(relief, mask_hw, _cap_of(shapes_N5[:, 3]))
-    return LevelPage(grey_HW, owner_hw, segments, scale, turn)
+    cap = _cap_of(shapes_N5[:, 3])
+    rules_hw, upright_hw = find_rules(relief, mask_hw, cap)
+    owner_hw, segments = _segments(relief, mask_hw, cap, rules_hw, upright_hw)
+    return LevelPage(grey_HW, owner_hw, segments, scale, turn, _parts_of_rules(rules_hw, upright_hw, scale))
+
+
+def _parts_of_rules(
+    rules_hw: NDArray[np.uint8], upright_hw: NDArray[np.uint8], scale: float
+) -> tuple[tuple[int, int, int, int], ...]:
+    """Boxes of level and of upright rules in pixels of the page; those that cross them do not part them."""
+    if not rules_hw.any():
+        return ()
+    level_hw: Any = cv2.morphologyEx(rules_hw, cv2.MORPH_OPEN, np.ones((1, _LEVEL_RULE_PX), np.uint8))
+    result: list[tuple[int, int, int, int]] = []
+    for mask_hw in (level_hw, upright_hw):
+        # Most pages have none, or few.
+        left, top, width, height = cv2.boundingRect(mask_hw)
+        if not width:
+            continue
+        _, _, stats = label_shapes(np.ascontiguousarray(mask_hw[top : top + height, left : left + width]))
+        for x, y, w, h, _ in stats[1:].tolist():
+            x1, y1, x2, y2 = left + x, top + y, left + x + w, top + y + h
+            result.append((round(x1 * scale), round(y1 * scale), round(x2 * scale), round(y2 * scale)))
+    return tuple(result)
 
 
 def _relief(small_hw: NDArray[np.uint8], scale: float) -> Relief:
@@ -427,9 +453,14 @@ def _shapes_of_print(
     return is_shape, is_cut
 
 
-def _segments(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
+def _segments(
+    relief: Relief,
+    mask_HW: NDArray[np.uint8],
+    cap: float,
+    rules_HW: NDArray[np.uint8],
+    upright_HW: NDArray[np.uint8],
+) -> tuple[NDArray[np.int32], tuple[Segment, ...]]:
     scale = relief.scale
-    rules_HW, upright_HW = find_rules(relief, mask_HW, cap)
     mask_HW = mask_HW & ~rules_HW
     _, pieces_HW, pieces = label_shapes(mask_HW)
     if _part_touching(mask_HW, pieces[1:], cap):

@@ -114,7 +114,7 @@ class LineCanvases:
         level = find_segments(Image.fromarray(ink).convert("RGB"))
         em_px = math.exp(rng.uniform(*map(math.log, EM_RANGE_PX)))
         keeps_neighbours = rng.random() < NEIGHBOURS_SHARE
-        strips = cut_strips(level, reading_order(level.segments), em_px, keeps_neighbours=keeps_neighbours)
+        strips = cut_strips(level, reading_order(level.segments, level.rules), em_px, keeps_neighbours=keeps_neighbours)
         truth = _Truth(page.text)
         marks = _Marks(page.marks, level)
         is_low = rng.random() < LOW_SHARE
