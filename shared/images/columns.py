@@ -144,10 +144,7 @@ def find_columns(segments: Sequence[Segment], rules: Sequence[tuple[int, int, in
         float(np.median([segment.em_px for segment in segments])),
     )
     # The best first; cutting bands off, which takes longer, only makes a gutter worse.
-    queue = [
-        (-gutter.score, number, False, gutter)
-        for number, gutter in enumerate(_gutters(page, np.array(rules, np.float64).reshape(-1, 4)))
-    ]
+    queue = [(-gutter.score, number, False, gutter) for number, gutter in enumerate(_gutters(page, rules_R4))]
     heapq.heapify(queue)
     for _ in range(_MOST_TRIED):
         if not queue:
