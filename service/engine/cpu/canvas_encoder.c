@@ -75,7 +75,7 @@ typedef struct {
   int16_t *maps[2]; /* a convolution's inputs and the next one's, with a border of zeros */
   float *x, *seen;  /* of all positions */
   float *wide;      /* of ROWS rows, or of a line of a map */
-  Rows narrow;
+  CoarseRows narrow;
   Attention attention;
   float *distances;
   float *tokens;
@@ -126,7 +126,7 @@ static void attend(const Block *block, float *x, int window, int width, const Ro
       score(attention, n, first, count);
       if (block->relative.outputs) {
         const Rows queries = queries_from(attention, n, first);
-        linear(&block->relative, &queries, BLOCK, room->distances);
+        linear_of_fine(&block->relative, &queries, BLOCK, room->distances);
       }
       for (int t = 0; t < BLOCK && first + t < count; t++) {
         const float *distances = room->distances + (size_t)t * block->relative.outputs;
@@ -197,7 +197,7 @@ static void convolve(const Convolution *by, const int16_t *map, float step, int 
   float steps[MAX_LINE];
   for (int t = 0; t < width; t++) steps[t] = step;
   const int16_t *from = map + (size_t)y * by->stride * stored + border;
-  const Inputs inputs = {from, steps, by->stride * channels, by->size * channels / 2, by->size, stored};
+  const Inputs inputs = {from, steps, NULL, by->stride * channels / 2, by->size * channels / 2, by->size, stored / 2};
   product(&by->matrix, &inputs, width, line, outputs);
   for (int t = 0; by->norm.weight && t < width; t++)
     normalise(line + (size_t)t * outputs, line + (size_t)t * outputs, outputs, &by->norm);
@@ -308,14 +308,15 @@ static uintptr_t lay_out(const Encoder *encoder, int height_px, uintptr_t at, Ro
   room->seen = take(&at, rows * widest * sizeof *room->seen);
   room->wide = take(&at, (size_t)larger_of(line, ROWS * inputs) * sizeof *room->wide);
   room->tokens = take(&at, positions / 4 * mixed * sizeof *room->tokens);
-  room->narrow = take_rows(&at, ROWS, inputs);
+  room->narrow = take_coarse(&at, ROWS, inputs);
   room->attention = take_attention(&at, (int)positions, larger_of(hidden, mixed) / HEAD);
   room->distances = take(&at, (size_t)BLOCK * distances * sizeof *room->distances);
   return at;
 }
 
-int32_t canvases_version(void) { return 1; }
+int32_t canvases_version(void) { return 2; }
 int32_t canvases_panel(void) { return PANEL; }
+int32_t canvases_coarse(void) { return COARSE_IN_A_WORD; }
 
 /* Bytes that a canvas of this height needs. */
 int64_t canvas_room_bytes(const Encoder *encoder, int32_t height_px) {

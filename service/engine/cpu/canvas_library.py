@@ -21,7 +21,7 @@ from service.engine.cpu.loaded_library import NoLibraryError, load_first
 from service.engine.cpu.packed_weights import find_levels
 from service.engine.cpu.step_library import CANVASES, Library
 
-VERSION = 1
+VERSION = 2
 """Of the library's functions; another one's is not called."""
 HEAD_DIM = 64
 ROWS = 100
@@ -35,7 +35,7 @@ class Matrix(ctypes.Structure):
     """Weights as the library takes them; without outputs there are none."""
 
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("levels", "scales", "bias")),
+        *((name, ctypes.c_void_p) for name in ("levels", "scales", "bias", "sums")),
         *((name, ctypes.c_int32) for name in ("inputs", "outputs")),
     )
 
@@ -49,14 +49,16 @@ class Keeper:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._panel: int = library.canvases_panel()
+        self._coarse: int = library.canvases_coarse()
         self._kept: list[Any] = []
 
-    def matrix(self, weight_OI: Tensor, bias_O: Tensor | None = None) -> Matrix:
+    def matrix(self, weight_OI: Tensor, bias_O: Tensor | None = None, *, is_fine: bool = False) -> Matrix:
         """Weights, and zeros where their outputs are no multiple of `OUTPUTS`.
 
         Args:
-            weight_OI: float32, an even number of inputs.
+            weight_OI: float32, an even number of inputs, for coarse levels a multiple of four.
             bias_O: Added to the outputs; None: nothing is.
+            is_fine: Whether fine levels are multiplied by them, not coarse ones.
 
         Returns:
             As the library takes them.
@@ -71,9 +73,12 @@ class Keeper:
         missing = -len(scale_O) % OUTPUTS
         levels_OI, scale_O = F.pad(levels_OI, (0, 0, 0, missing)), F.pad(scale_O, (0, missing))
         outputs, inputs = levels_OI.shape
-        blocks = levels_OI.to(torch.int16).view(outputs // self._panel, self._panel, inputs // 2, 2).transpose(1, 2)
+        in_a_word = 2 if is_fine else self._coarse
+        levels_OI = levels_OI.to(torch.int16 if in_a_word == 2 else torch.int8)
+        blocks = levels_OI.view(outputs // self._panel, self._panel, inputs // in_a_word, in_a_word).transpose(1, 2)
         bias = None if bias_O is None else self.address(bias_O)
-        return Matrix(self.address(blocks), self.address(scale_O), bias, inputs, outputs)
+        sums = None if is_fine else self.address(levels_OI.sum(1) * scale_O)
+        return Matrix(self.address(blocks), self.address(scale_O), bias, sums, inputs, outputs)
 
     def address(self, tensor: Tensor) -> int:
         """Where a tensor's numbers are, in their order."""

@@ -28,7 +28,7 @@ typedef struct {
 /* What a prompt needs besides its result. */
 typedef struct {
   float *normed, *wide, *made, *seen; /* of ROWS rows, but seen of all */
-  Rows narrow, gathered, active;
+  CoarseRows narrow, gathered, active;
   Attention attention;
 } Room;
 
@@ -79,8 +79,8 @@ static void attend(const Attention *attention, int heads, int first, float *seen
     }
 }
 
-static void pass_mlp(const Mlp *mlp, const Rows *rows, int count, const Room *room) {
-  const int width = mlp->down.inputs, most = levels_for(width);
+static void pass_mlp(const Mlp *mlp, const CoarseRows *rows, int count, const Room *room) {
+  const int width = mlp->down.inputs;
   linear(&mlp->gate_up, rows, count, room->wide);
   for (int t = 0; t < count; t++) {
     float *gates = room->wide + (size_t)t * 2 * width;
@@ -88,7 +88,7 @@ static void pass_mlp(const Mlp *mlp, const Rows *rows, int count, const Room *ro
       const Floats gate = load(gates + i);
       store(gate * load(gates + width + i) / (exponential(-gate) + 1.0f), gates + i);
     }
-    room->active.scales[t] = quantise(gates, room->active.levels + (size_t)t * width, width, 1.0f, most);
+    quantise_row(gates, width, &room->active, t);
   }
   linear(&mlp->down, &room->active, count, room->made);
 }
@@ -132,9 +132,9 @@ static void pass_mlps(const Decoder *decoder, const Layer *layer, float *x, int 
     int tokens[ROWS], count = 0;
     for (int t = 0; t < some; t++) {
       if (weights[t][e] == 0.0f) continue;
-      const int16_t *levels = room->narrow.levels + (size_t)t * hidden;
-      memcpy(room->gathered.levels + (size_t)count * hidden, levels, hidden * sizeof *levels);
+      memcpy(coarse_row(&room->gathered, count, hidden), coarse_row(&room->narrow, t, hidden), coarse_bytes(hidden));
       room->gathered.scales[count] = room->narrow.scales[t];
+      room->gathered.lows[count] = room->narrow.lows[t];
       tokens[count++] = t;
     }
     pass_mlp(layer->experts + e, &room->gathered, count, room);
@@ -158,9 +158,9 @@ static uintptr_t lay_out(const Decoder *decoder, int count, uintptr_t at, Room *
   room->wide = take(&at, (size_t)ROWS * widest * sizeof *room->wide);
   room->made = take(&at, (size_t)ROWS * hidden * sizeof *room->made);
   room->seen = take(&at, (size_t)(count + BLOCK) * hidden * sizeof *room->seen);
-  room->narrow = take_rows(&at, ROWS, hidden);
-  room->gathered = take_rows(&at, ROWS, hidden);
-  room->active = take_rows(&at, ROWS, widest);
+  room->narrow = take_coarse(&at, ROWS, hidden);
+  room->gathered = take_coarse(&at, ROWS, hidden);
+  room->active = take_coarse(&at, ROWS, widest);
   room->attention = take_attention(&at, count, hidden / HEAD);
   return at;
 }

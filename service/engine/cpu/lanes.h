@@ -17,6 +17,7 @@ typedef float Floats __attribute__((vector_size(4 * LANES), aligned(4), may_alia
 typedef int32_t Ints __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 typedef int16_t Shorts __attribute__((vector_size(4 * LANES), aligned(2), may_alias));
 typedef int16_t Narrow __attribute__((vector_size(2 * LANES), aligned(2), may_alias));
+typedef uint8_t Bytes __attribute__((vector_size(LANES), aligned(1), may_alias));
 
 #if LANES == 16
 /* a * b + c, rounded once. */

@@ -1,10 +1,12 @@
 /* Products with weights of whole numbers, for processors without tiles.
 
 A checkpoint such as nano's has its weights as levels, -127 to 127, and a scale for each output. What is multiplied by
-them is rounded to levels too, of up to 15 bits with a scale for each row, so that products and their sums are exact
-and a register takes twice as many of them as in float32.
+them is rounded to levels too, so that products and their sums are exact. Fine levels have up to 15 bits and a scale for
+each row, and a register takes twice as many of them as of float32. Coarse ones, which linear layers take, are bytes
+with a scale and a lowest value for each row, four times as many, where a processor multiplies bytes; else they are fine.
 
-Levels [O, I] are laid out [O / PANEL][I / 2][PANEL][2], so that one register holds two inputs of LANES outputs. */
+Levels [O, I] are laid out [O / PANEL][I / n][PANEL][n], so that one register holds n inputs of LANES outputs: two
+fine ones, four bytes. */
 
 #pragma once
 
@@ -21,28 +23,41 @@ Levels [O, I] are laid out [O / PANEL][I / 2][PANEL][2], so that one register ho
 #define QUERY_LEVELS 8191
 #define KEY_LEVELS 4095
 
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define COARSE_IN_A_WORD 4
+#else
+#define COARSE_IN_A_WORD 2
+#endif
+#define IS_COARSE_BYTE (COARSE_IN_A_WORD == 4)
+
 #if LANES == 16
 #define BLOCK 10 /* rows whose sums stay in registers */
-INLINE Ints add_products(Ints sums, Ints a, Ints b) {
+INLINE Ints add_fine(Ints sums, Ints a, Ints b) {
   return (Ints)_mm512_dpwssd_epi32((__m512i)sums, (__m512i)a, (__m512i)b);
+}
+INLINE Ints add_bytes(Ints sums, Ints signed_bytes, Ints bytes) {
+  return (Ints)_mm512_dpbusd_epi32((__m512i)sums, (__m512i)bytes, (__m512i)signed_bytes);
 }
 #else
 #define BLOCK 5
 #if defined(__AVXVNNI__)
-INLINE Ints add_products(Ints sums, Ints a, Ints b) {
+INLINE Ints add_fine(Ints sums, Ints a, Ints b) {
   return (Ints)_mm256_dpwssd_avx_epi32((__m256i)sums, (__m256i)a, (__m256i)b);
 }
-#else
-INLINE Ints add_products(Ints sums, Ints a, Ints b) {
-  return sums + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+INLINE Ints add_bytes(Ints sums, Ints signed_bytes, Ints bytes) {
+  return (Ints)_mm256_dpbusd_avx_epi32((__m256i)sums, (__m256i)bytes, (__m256i)signed_bytes);
 }
+#else
+INLINE Ints add_fine(Ints sums, Ints a, Ints b) { return sums + (Ints)_mm256_madd_epi16((__m256i)a, (__m256i)b); }
+#define add_bytes add_fine
 #endif
 #endif
 #define PANEL (2 * LANES)
 
 typedef struct {
-  const int16_t *levels;
+  const void *levels;
   const float *scales, *bias; /* of the outputs; bias NULL: none */
+  const float *sums;          /* of each output's weights; NULL unless coarse levels are multiplied by them */
   int32_t inputs, outputs;
 } Matrix;
 
@@ -50,7 +65,7 @@ INLINE Floats absolute(Floats x) { return larger(x, -x); }
 INLINE void store_levels(Floats x, int16_t *to) { *(Narrow *)to = __builtin_convertvector(nearest(x), Narrow); }
 
 /* Most levels that inputs may have for their sums to fit. */
-static int levels_for(int inputs) {
+INLINE int levels_for(int inputs) {
   const int most = INT32_MAX / (WEIGHT_LEVELS * inputs);
   return most < MOST_LEVELS ? most : MOST_LEVELS;
 }
@@ -64,71 +79,111 @@ static float quantise(const float *x, int16_t *levels, int count, float factor, 
   return peak * factor / (float)most;
 }
 
-/* Where a product's inputs are: those of row t at x + t * step, in `segments` pieces of so many pairs. */
+/* Where a product's inputs are: those of row t at x + t * step, in `segments` pieces of so many words of 32 bits. Steps
+   are in words, too. */
 typedef struct {
-  const int16_t *x;
-  const float *scales; /* of the rows */
-  int step, pairs, segments, segment_step;
+  const void *x;
+  const float *scales, *lows; /* of the rows; lows NULL: zeros */
+  int step, words, segments, segment_step;
 } Inputs;
 
-INLINE Ints pair_at(const int16_t *x) {
-  int32_t pair;
-  memcpy(&pair, x, sizeof pair);
-  return pair - (Ints){};
+INLINE Ints word_at(const char *x) {
+  int32_t word;
+  memcpy(&word, x, sizeof word);
+  return word - (Ints){};
 }
 
 /* BLOCK rows and PANEL outputs. */
-static void product_block(const Matrix *matrix, int panel, const Inputs *inputs, int row, float *y, int y_step) {
+INLINE void product_block(const Matrix *matrix, int panel, const Inputs *inputs, int row, float *y, int y_step,
+                          const int are_bytes) {
   Ints sums[BLOCK][2];
   for (int t = 0; t < BLOCK; t++) sums[t][0] = sums[t][1] = (Ints){};
-  const int16_t *weights = matrix->levels + (size_t)panel * PANEL * matrix->inputs;
-  const int step = inputs->step;
+  const size_t step = (size_t)inputs->step * 4;
+  const char *weights = (const char *)matrix->levels + (size_t)panel * PANEL * matrix->inputs * (are_bytes ? 1 : 2);
   for (int s = 0; s < inputs->segments; s++) {
-    const int16_t *x = inputs->x + (size_t)row * step + (size_t)s * inputs->segment_step;
-    for (int k = 0; k < inputs->pairs; k++, weights += 2 * PANEL, x += 2) {
-      const Ints a = (Ints) * (const Shorts *)weights, b = (Ints) * (const Shorts *)(weights + PANEL);
+    const char *x = (const char *)inputs->x + row * step + (size_t)s * inputs->segment_step * 4;
+    for (int k = 0; k < inputs->words; k++, weights += 4 * PANEL, x += 4) {
+      const Ints a = *(const Ints *)weights, b = *(const Ints *)(weights + 4 * LANES);
 #pragma GCC unroll 10
       for (int t = 0; t < BLOCK; t++) {
-        const Ints two = pair_at(x + t * step);
-        sums[t][0] = add_products(sums[t][0], a, two);
-        sums[t][1] = add_products(sums[t][1], b, two);
+        const Ints word = word_at(x + t * step);
+        sums[t][0] = are_bytes ? add_bytes(sums[t][0], a, word) : add_fine(sums[t][0], a, word);
+        sums[t][1] = are_bytes ? add_bytes(sums[t][1], b, word) : add_fine(sums[t][1], b, word);
       }
     }
   }
-  const int o = panel * PANEL;
   for (int half = 0; half < 2; half++) {
-    const Floats scale = load(matrix->scales + o + half * LANES);
-    const Floats bias = matrix->bias ? load(matrix->bias + o + half * LANES) : all(0.0f);
-    for (int t = 0; t < BLOCK; t++)
-      store(__builtin_convertvector(sums[t][half], Floats) * (scale * inputs->scales[row + t]) + bias,
-            y + (size_t)(row + t) * y_step + o + half * LANES);
+    const int o = panel * PANEL + half * LANES;
+    const Floats scale = load(matrix->scales + o), bias = matrix->bias ? load(matrix->bias + o) : all(0.0f);
+    for (int t = 0; t < BLOCK; t++) {
+      Floats sum = __builtin_convertvector(sums[t][half], Floats) * (scale * inputs->scales[row + t]) + bias;
+      if (inputs->lows) sum += load(matrix->sums + o) * inputs->lows[row + t];
+      store(sum, y + (size_t)(row + t) * y_step + o);
+    }
   }
 }
 
 /* All outputs of some rows, and of those that fill the last block, for which there must be room. */
 static void product(const Matrix *matrix, const Inputs *inputs, int rows, float *y, int y_step) {
   for (int panel = 0; panel < matrix->outputs / PANEL; panel++)
-    for (int row = 0; row < rows; row += BLOCK) product_block(matrix, panel, inputs, row, y, y_step);
+    for (int row = 0; row < rows; row += BLOCK) product_block(matrix, panel, inputs, row, y, y_step, 0);
 }
 
-/* Levels of rows, and a scale for each. */
+static void product_of_bytes(const Matrix *matrix, const Inputs *inputs, int rows, float *y, int y_step) {
+  for (int panel = 0; panel < matrix->outputs / PANEL; panel++)
+    for (int row = 0; row < rows; row += BLOCK) product_block(matrix, panel, inputs, row, y, y_step, 1);
+}
+
+/* Fine levels of rows, and a scale for each. */
 typedef struct {
   int16_t *levels;
   float *scales;
 } Rows;
 
+/* Coarse ones; `lows` are what level 0 stands for. */
+typedef struct {
+  void *levels;
+  float *scales, *lows;
+} CoarseRows;
+
 INLINE int padded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
 INLINE int larger_of(int a, int b) { return a > b ? a : b; }
 INLINE int smaller_of(int a, int b) { return a < b ? a : b; }
 
-static void linear(const Matrix *matrix, const Rows *rows, int count, float *y) {
-  const Inputs inputs = {rows->levels, rows->scales, matrix->inputs, matrix->inputs / 2, 1, 0};
+/* Bytes of a row of coarse levels. */
+INLINE size_t coarse_bytes(int width) { return (size_t)width / COARSE_IN_A_WORD * 4; }
+INLINE char *coarse_row(const CoarseRows *rows, int t, int width) {
+  return (char *)rows->levels + t * coarse_bytes(width);
+}
+
+static void linear_of_fine(const Matrix *matrix, const Rows *rows, int count, float *y) {
+  const Inputs inputs = {rows->levels, rows->scales, NULL, matrix->inputs / 2, matrix->inputs / 2, 1, 0};
   product(matrix, &inputs, count, y, matrix->outputs);
 }
 
-static void quantise_rows(const float *x, int count, int width, const Rows *to) {
-  for (int t = 0; t < count; t++)
-    to->scales[t] = quantise(x + (size_t)t * width, to->levels + (size_t)t * width, width, 1.0f, levels_for(width));
+static void linear(const Matrix *matrix, const CoarseRows *rows, int count, float *y) {
+  const int words = matrix->inputs / COARSE_IN_A_WORD;
+  const Inputs inputs = {rows->levels, rows->scales, IS_COARSE_BYTE ? rows->lows : NULL, words, words, 1, 0};
+  (IS_COARSE_BYTE ? product_of_bytes : product)(matrix, &inputs, count, y, matrix->outputs);
+}
+
+static void quantise_row(const float *x, int width, const CoarseRows *to, int t) {
+#if IS_COARSE_BYTE
+  Floats most = load(x), least = most;
+  for (int i = LANES; i < width; i += LANES) most = larger(most, load(x + i)), least = smaller(least, load(x + i));
+  const float low = -largest_of(-least), range = fmaxf(largest_of(most) - low, 1e-20f), to_levels = 255.0f / range;
+  uint8_t *levels = (uint8_t *)coarse_row(to, t, width);
+  for (int i = 0; i < width; i += LANES)
+    *(Bytes *)(levels + i) = __builtin_convertvector(nearest((load(x + i) - low) * to_levels), Bytes);
+  to->scales[t] = range / 255.0f;
+  to->lows[t] = low;
+#else
+  to->scales[t] = quantise(x, (int16_t *)coarse_row(to, t, width), width, 1.0f, levels_for(width));
+#endif
+}
+
+static void quantise_rows(const float *x, int count, int width, const CoarseRows *to) {
+  for (int t = 0; t < count; t++) quantise_row(x + (size_t)t * width, width, to, t);
 }
 
 static void add(float *x, const float *y, int count) {
@@ -170,9 +225,9 @@ static void score(const Attention *in, int head, int first, int seen) {
   const int stored = stored_positions(in);
   const size_t row = (size_t)head * stored;
   for (int s = in->count; s < stored; s++) in->keys.scales[row + s] = in->values.scales[row + s] = 0.0f;
-  const Matrix keys = {in->keys.levels + row * HEAD, in->keys.scales + row, NULL, HEAD, padded(seen, PANEL)};
+  const Matrix keys = {in->keys.levels + row * HEAD, in->keys.scales + row, NULL, NULL, HEAD, padded(seen, PANEL)};
   const Rows queries = queries_from(in, head, first);
-  linear(&keys, &queries, BLOCK, in->scores);
+  linear_of_fine(&keys, &queries, BLOCK, in->scores);
 }
 
 /* Scores of the block's query t, with the biases, to levels: each position's share times the scale of its value. A
@@ -206,8 +261,9 @@ static void see(const Attention *in, int head, int seen, float *y, int step) {
   float ones[HEAD];
   for (int d = 0; d < HEAD; d++) ones[d] = 1.0f;
   const int16_t *levels = in->values.levels + (size_t)head * stored_positions(in) * HEAD;
-  const Matrix values = {levels, ones, NULL, padded(in->count, 2), HEAD};
-  const Inputs shares = {in->shares.levels, in->shares.scales, padded(seen, PANEL), padded(seen, 2) / 2, 1, 0};
+  const Matrix values = {levels, ones, NULL, NULL, padded(in->count, 2), HEAD};
+  const Inputs shares = {
+      in->shares.levels, in->shares.scales, NULL, padded(seen, PANEL) / 2, padded(seen, 2) / 2, 1, 0};
   product(&values, &shares, BLOCK, y, step);
 }
 
@@ -222,6 +278,12 @@ static Rows take_rows(uintptr_t *at, size_t rows, size_t width) {
   int16_t *levels = take(at, rows * width * sizeof *levels);
   float *scales = take(at, rows * sizeof *scales);
   return (Rows){levels, scales};
+}
+
+static CoarseRows take_coarse(uintptr_t *at, size_t rows, size_t width) {
+  void *levels = take(at, rows * coarse_bytes((int)width));
+  float *scales = take(at, rows * sizeof *scales), *lows = take(at, rows * sizeof *lows);
+  return (CoarseRows){levels, scales, lows};
 }
 
 static Attention take_attention(uintptr_t *at, int most, int heads) {

@@ -26,6 +26,11 @@ def built(library: Library, folder: Path) -> ctypes.CDLL:
     return canvas_library.load([library])
 
 
+def rounding_limit(library: ctypes.CDLL) -> float:
+    """Largest relative error that the rounding of what is multiplied may make."""
+    return 0.03 if library.canvases_coarse() == 4 else 0.002
+
+
 def canvas_model(**changes: dict[str, object]) -> DeepseekOcrForConditionalGeneration:
     """A small model of shapes that the libraries take, whose weights are levels.
 

@@ -15,7 +15,7 @@ from service.engine.cpu.canvas_encoder import CanvasEncoder
 from service.engine.cpu.canvas_library import most_levels
 from service.engine.cpu.loaded_library import NoLibraryError
 from tests.support.nano import needs_nano
-from tests.unit.service.engine.cpu.compiled_canvases import RUNNABLE, SIDE_PX, built, canvas_model
+from tests.unit.service.engine.cpu.compiled_canvases import RUNNABLE, SIDE_PX, built, canvas_model, rounding_limit
 from tests.unit.service.engine.cpu.test_bands import LINES, TOKEN_PX, checkpoint, page_of
 from tests.unit.service.engine.tiny import tiny_model
 
@@ -55,11 +55,11 @@ def test_tokens_are_the_models_up_to_rounding(places, library):
     model = canvas_model()
     bands = [band_of_noise(*place) for place in places]
     found = CanvasEncoder(library, model).encode(bands)
-    assert error(found, encoded_by(model, bands)).max() < 0.002
+    assert error(found, encoded_by(model, bands)).max() < rounding_limit(library)
 
 
 @needs_nano
-def test_nanos_tokens_are_closer_to_float32_than_in_bfloat16(library):
+def test_nanos_tokens_are_about_as_close_to_float32_as_in_bfloat16_or_much_closer(library):
     model: Any = checkpoint().model
     view = page_of(*LINES).global_view_HWC
     bands = [band_of_noise(*place, width_px=640) for place in ((4, 5), (10, 10), (0, 15))]
@@ -67,9 +67,10 @@ def test_nanos_tokens_are_closer_to_float32_than_in_bfloat16(library):
     expected = encoded_by(model, bands)
     found = error(CanvasEncoder(library, model).encode(bands), expected)
     rounded = error(encoded_by(copy.deepcopy(model).bfloat16(), bands), expected)
-    assert found.square().mean() < rounded.square().mean() / 25
-    assert found.quantile(0.99) < rounded.quantile(0.99) / 5
-    assert found.max() < 0.01
+    most = 1.6 if library.canvases_coarse() == 4 else 0.2
+    assert found.square().mean().sqrt() < rounded.square().mean().sqrt() * most
+    assert found.quantile(0.99) < rounded.quantile(0.99) * most
+    assert found.max() < rounding_limit(library)
 
 
 def test_threads_and_what_was_encoded_before_change_nothing(library):
@@ -100,7 +101,7 @@ def test_extreme_weights_and_inputs_do_not_overflow(library):
             layer.mlp.fc1.bias.fill_(3.0)
             layer.mlp.fc2.weight.fill_(0.25)
     bands = [band_of_noise(0, 5)]
-    assert error(CanvasEncoder(library, model).encode(bands), encoded_by(model, bands)).max() < 0.002
+    assert error(CanvasEncoder(library, model).encode(bands), encoded_by(model, bands)).max() < rounding_limit(library)
 
 
 @pytest.mark.parametrize(
