@@ -1,9 +1,9 @@
 """Canvases through both encoders in one call of compiled code, where its library was built.
 
-Owns how the library is called and what shapes it takes; the arithmetic is in `canvas_encoder.c`. What is multiplied
-is rounded, by linear layers to bytes where the processor multiplies these, else to 15 bits, so the result is the float32
-one within 2 % or 0.1 %; in bfloat16 it is within 1.5 %. Used by the engine's single thread, which encodes as many
-canvases at once as torch has threads.
+Owns how the library is called and what shapes it takes; the arithmetic is in `canvas_encoder.c`. Linear
+layers round what they multiply to bytes where the processor multiplies these, all else to 15 bits. So the result is the
+float32 one within 2 %, or without bytes 0.1 %; in bfloat16 it is within 1.5 %. Used by the engine's single thread,
+which encodes as many canvases at once as torch has threads.
 
 Shape letters: C channels, O outputs, N tokens, D decoder width.
 """

@@ -1,8 +1,8 @@
 """Prompts of canvases through a decoder in one call of compiled code each, where its library was built.
 
 Owns how the library is called and what shapes it takes; the arithmetic is in `canvas_prompts.c`. Result and cache are
-those of the model in float32 up to rounding, as for `canvas_encoder`. Used by the engine's single thread, which reads as many prompts at once as
-torch has threads.
+those of the model in float32 up to rounding, as for `canvas_encoder`. Used by the engine's single thread, which reads
+as many prompts at once as torch has threads.
 
 Shape letters: B rows, L tokens, H hidden width, N heads, D head width, P positions, V vocabulary.
 """
