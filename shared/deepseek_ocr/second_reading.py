@@ -13,7 +13,7 @@ SURE: Final = 0.97
 """An image that was read whole with a lower confidence is read once more."""
 FEWEST_LINES: Final = 4
 """Images with as many lines of print are read by their lines then, others at another size."""
-SURER_BY: Final = 0.02
+SURER_BY: Final = 0.01
 """The text of lines is taken where its confidence is so much higher."""
 LARGER, SMALLER = 1.25, 0.8
 """Other sizes, relative to the image's own."""
