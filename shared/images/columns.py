@@ -56,6 +56,8 @@ _GRID_LINES, _PLAIN_GRID_LINES = 16, 6
 """Running text of so many lines is columns, even on one grid, not a table of wordy cells; plain text of fewer."""
 _PLAIN_WORDS, _PLAIN_PIECES = 4.5, 1.3
 """Plain text has more words in a line and fewer pieces."""
+_JUSTIFIED_PIECES, _JUSTIFIED_INKED = 1.6, 0.96
+"""Where it is justified it may have so many pieces, and no more white space between them."""
 
 _BAND_EM, _BAND_SHARE = 0.75, 1.35
 """White space across both sides, in em and of that between most lines, from which it parts two bands."""
@@ -356,9 +358,13 @@ def _is_prose(page: _Print, side: np.ndarray) -> bool:
 def _is_plain(page: _Print, side: np.ndarray) -> bool:
     """Whether a side is of long lines, few of which have wide gaps, in one column or in several."""
     columns = [_lines(page, part) for part in _parted(page, side) if len(part) >= _LEAST_SEGMENTS]
-    return bool(columns) and all(
-        lines.words.mean() >= _PLAIN_WORDS and lines.pieces.mean() <= _PLAIN_PIECES for lines in columns
-    )
+    return bool(columns) and all(_is_plain_column(lines) for lines in columns)
+
+
+def _is_plain_column(lines: _Lines) -> bool:
+    pieces = lines.pieces.mean()
+    is_whole = pieces <= _PLAIN_PIECES or (pieces <= _JUSTIFIED_PIECES and lines.inked.mean() >= _JUSTIFIED_INKED)
+    return bool(lines.words.mean() >= _PLAIN_WORDS and is_whole)
 
 
 def _parted(page: _Print, side: np.ndarray) -> list[np.ndarray]:
