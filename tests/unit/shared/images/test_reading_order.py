@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -68,6 +69,23 @@ def test_columns_of_short_lines_are_read_one_after_the_other() -> None:
 def test_typewritten_columns_on_one_grid_are_read_one_after_the_other() -> None:
     rng = np.random.default_rng(3)
     left, right = (typewritten(x, steps(100, 24), rng) for x in (40, 560))
+    assert order_of([*left, *right]) == [*left, *right]
+
+
+def justified(x: int, bases: list[int]) -> list[Segment]:
+    """Lines of six words, every second in two pieces with little more room between them, anywhere."""
+    segments = []
+    for i, base in enumerate(bases):
+        first = (6, 2, 6, 4)[i % 4]
+        segments.append(words(x, base, first))
+        if first < 6:
+            segments.append(words(segments[-1].box[2] + 14, base, 6 - first))
+            segments[-1] = replace(segments[-1], box=(*segments[-1].box[:2], x + 340, base))
+    return segments
+
+
+def test_short_justified_columns_on_one_grid_are_read_one_after_the_other() -> None:
+    left, right = (justified(x, steps(100, 9)) for x in (40, 440))
     assert order_of([*left, *right]) == [*left, *right]
 
 
