@@ -119,7 +119,7 @@ def test_few_lines_that_were_not_read_surely_are_read_at_another_size_too(
 
 
 def plan_of(image):
-    return plan_views(*image.size, NANO_GEOMETRY.default_mode, NANO_GEOMETRY)
+    return plan_views(image.width, image.height, NANO_GEOMETRY.default_mode, NANO_GEOMETRY)
 
 
 def view_size(views: PageViews) -> tuple[int, int]:
