@@ -21,6 +21,8 @@ FEW_MARKS = 3
 """Fewer shapes than this, which the model reads as nothing, are dust."""
 SURE = 0.85
 """Invented text is less certain than this, print that is joined by rules or lies in a shadow more."""
+LEAST_SHARE = 0.5
+"""Of what looks like lines, on pages with print; on 22 photographs it was 0 to 0.47 (benchmarks/LOG.md)."""
 _ROUND = frozenset("0oO")
 """What punch holes are read as."""
 CHARACTERS_A_BODY = 3
@@ -59,6 +61,7 @@ def status_of(
     min_confidence: float,
     *,
     is_by_lines: bool = False,
+    share_of_lines: float = 1.0,
     is_junk: bool = False,
 ) -> PageStatus:
     """Hold an answer against what the page shows.
@@ -69,6 +72,7 @@ def status_of(
         confidence: Of the answer, 0 to 1.
         min_confidence: Answers for pages with little or no print must reach it.
         is_by_lines: The page was read line by line, so that what looks like print on a photo was, too.
+        share_of_lines: Of what looked like lines then, how much was read as any text.
         is_junk: Hardly any word is expected to be right.
 
     Returns:
@@ -81,6 +85,8 @@ def status_of(
     letters = {character for character in text if character.isalnum()}
     is_dirt = not letters or (letters <= _ROUND and confidence < SURE)
     is_doubtful = ink.marks < MANY_MARKS and (is_dirt or confidence < min_confidence)
+    # So little is print on photographs, of which a sign or two may be read rather surely.
+    is_doubtful |= share_of_lines < LEAST_SHARE and confidence < SURE * min(1.0, min_confidence / MIN_CONFIDENCE)
     is_doubtful |= ink.is_in_shadow and confidence < SURE * min(1.0, min_confidence / MIN_CONFIDENCE)
     # Slashes, brackets and dots are what a model makes of twigs and planks.
     is_doubtful |= not letters and confidence < min_confidence

@@ -781,6 +781,7 @@ class DocumentReader:
                 result.confidence,
                 request.min_confidence,
                 is_by_lines=bool(lines),
+                share_of_lines=len(lines) / len({strip.row for strip in page.strips}) if lines else 1.0,
                 is_junk=is_junk,
             )
         # Words that the page cannot hold would be taken for what is printed on it.

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.ocr.outcome import MANY_MARKS, MIN_CONFIDENCE, SURE, PageStatus, status_of
+from service.ocr.outcome import LEAST_SHARE, MANY_MARKS, MIN_CONFIDENCE, SURE, PageStatus, status_of
 from shared.images.page_ink import MOST_MARKS, InkLine, PageInk
 
 TEXT = "the tide was out and the boats lay on the sand"
@@ -41,6 +41,20 @@ def test_text_seen_on_a_photo_line_by_line_is_not_read(marks, confidence, is_by_
 def test_line_in_a_shadow_is_read_where_the_model_is_sure(is_in_shadow, confidence, min_confidence, expected):
     ink = replace(ink_of(MANY_MARKS - 1), is_in_shadow=is_in_shadow)
     assert status_of(ink, TEXT, confidence, min_confidence) is expected
+
+
+@pytest.mark.parametrize(
+    ("share", "confidence", "min_confidence", "expected"),
+    [
+        (LEAST_SHARE - 0.01, SURE - 0.01, MIN_CONFIDENCE, PageStatus.UNREADABLE),
+        (LEAST_SHARE - 0.01, SURE, MIN_CONFIDENCE, PageStatus.OK),
+        (LEAST_SHARE - 0.01, SURE / 2, MIN_CONFIDENCE / 2, PageStatus.OK),
+        (LEAST_SHARE, SURE - 0.01, MIN_CONFIDENCE, PageStatus.OK),
+    ],
+)
+def test_few_of_what_looks_like_lines_are_text_where_the_model_is_sure(share, confidence, min_confidence, expected):
+    status = status_of(ink_of(MOST_MARKS), TEXT, confidence, min_confidence, is_by_lines=True, share_of_lines=share)
+    assert status is expected
 
 
 def test_request_can_ask_for_text_however_unsure_it_is():
