@@ -23,6 +23,8 @@ SURE = 0.85
 """Invented text is less certain than this, print that is joined by rules or lies in a shadow more."""
 LEAST_SHARE = 0.5
 """Of what looks like lines, on pages with print; 16 of 18 photographs that were read by lines had less."""
+MOST_SIGNS = 2
+"""What has the shape of a character on a photograph is alone, mostly."""
 _ROUND = frozenset("0oO")
 """What punch holes are read as."""
 CHARACTERS_A_BODY = 3
@@ -85,9 +87,11 @@ def status_of(
     letters = {character for character in text if character.isalnum()}
     is_dirt = not letters or (letters <= _ROUND and confidence < SURE)
     is_doubtful = ink.marks < MANY_MARKS and (is_dirt or confidence < min_confidence)
-    # So little is print on photographs, of which a sign or two may be read rather surely.
-    is_doubtful |= share_of_lines < LEAST_SHARE and confidence < SURE * min(1.0, min_confidence / MIN_CONFIDENCE)
-    is_doubtful |= ink.is_in_shadow and confidence < SURE * min(1.0, min_confidence / MIN_CONFIDENCE)
+    # So little is print on photographs, of which a sign or two may be read surely.
+    sure = SURE * min(1.0, min_confidence / MIN_CONFIDENCE)
+    is_sign = num_characters <= MOST_SIGNS and min_confidence > 0.0
+    is_doubtful |= share_of_lines < LEAST_SHARE and (is_sign or confidence < sure)
+    is_doubtful |= ink.is_in_shadow and confidence < sure
     # Slashes, brackets and dots are what a model makes of twigs and planks.
     is_doubtful |= not letters and confidence < min_confidence
     is_doubtful |= (is_by_lines or ink.marks < MOST_MARKS) and confidence < HOPELESS_SHARE * min_confidence

@@ -57,6 +57,22 @@ def test_few_of_what_looks_like_lines_are_text_where_the_model_is_sure(share, co
     assert status is expected
 
 
+@pytest.mark.parametrize(
+    ("text", "share", "expected"),
+    [
+        ("r", LEAST_SHARE - 0.01, PageStatus.UNREADABLE),
+        ("r", LEAST_SHARE, PageStatus.OK),
+        ("108", LEAST_SHARE - 0.01, PageStatus.OK),
+    ],
+)
+def test_a_sign_alone_among_what_looks_like_lines_is_none_however_sure_the_model_is(text, share, expected):
+    def status(min_confidence: float) -> PageStatus:
+        return status_of(ink_of(MOST_MARKS), text, 0.97, min_confidence, is_by_lines=True, share_of_lines=share)
+
+    assert status(MIN_CONFIDENCE) is expected
+    assert status(0.0) is PageStatus.OK
+
+
 def test_request_can_ask_for_text_however_unsure_it_is():
     assert status_of(ink_of(MOST_MARKS), TEXT, 0.05, 0.0, is_by_lines=True) is PageStatus.OK
 
