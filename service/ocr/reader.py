@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import logging
 import math
-import operator
 import time
 import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -62,7 +61,7 @@ from shared.contract.prompts import PromptSet, Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 from shared.deepseek_ocr.reading_layout import ReadingLayout, lines_from_views
-from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, other_scale, prefers_lines
+from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, other_scale, prefers_second
 from shared.images.accounting import Account
 from shared.images.canvases import LARGE_EM_PX, LOW_PX, SIDE_PX, Strip
 from shared.images.page_ink import MOST_MARKS, Turn
@@ -625,8 +624,8 @@ class DocumentReader:
         second = await (self._read_in_other_form if has_lines else self._read_at_other_size)(decoded, reading)
         if second is None or second.status is not PageStatus.OK or second.result is None:
             return first
-        confidences = first.result.confidence, second.result.confidence
-        return second if (prefers_lines if has_lines else operator.le)(*confidences) else first
+        is_surer = prefers_second(first.result.confidence, second.result.confidence, is_by_lines=has_lines)
+        return second if is_surer else first
 
     async def _read_at_other_size(self, decoded: _Decoded, reading: _Reading) -> PageResult | None:
         """Read a small image at another size; None if it cannot be."""
@@ -781,7 +780,7 @@ class DocumentReader:
                 result.confidence,
                 request.min_confidence,
                 is_by_lines=bool(lines),
-                share_of_lines=len(lines) / len({strip.row for strip in page.strips}) if lines else 1.0,
+                share_of_lines=_share_read(page, result, lines),
                 is_junk=is_junk,
             )
         # Words that the page cannot hold would be taken for what is printed on it.
@@ -921,3 +920,10 @@ def _first_reason(group: BaseExceptionGroup[BaseException]) -> BaseException:
         if isinstance(error, DeepSynthError):
             return error
     return group.exceptions[0] if group.exceptions else InternalError()
+
+
+def _share_read(page: DecodedPage, result: SequenceResult, lines: Sequence[Region]) -> float:
+    """Share of a page's rows that have text; 1 if it was read whole, or if a token limit ended it."""
+    if not lines or result.finish_reason is FinishReason.LENGTH:
+        return 1.0
+    return len(lines) / len({strip.row for strip in page.strips})

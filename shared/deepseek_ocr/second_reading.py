@@ -36,6 +36,6 @@ def other_scale(width_px: int, height_px: int, plan: ViewPlan) -> float | None:
     return LARGER if LARGER * longest <= plan.global_px else SMALLER
 
 
-def prefers_lines(whole: float, lines: float) -> bool:
-    """Which of two texts of an image is taken, by their confidences: that of the whole, or of its lines."""
-    return lines >= whole + SURER_BY
+def prefers_second(first: float, second: float, *, is_by_lines: bool) -> bool:
+    """Whether the second reading is taken, by the confidences of both."""
+    return second >= first + (SURER_BY if is_by_lines else 0.0)

@@ -1,12 +1,11 @@
 """Tells columns, which are read one after the other, from a table's cells, which are read row by row.
 
-Geometry alone decides. A gutter is white space between two sides. Lines of a table stand on the height of one beside
-them, those of columns do so by chance; where columns are set on one grid, only running text tells them. Knows no pixels
-and no text.
+Uses geometry alone, no pixels and no text. A gutter is vertical white space; a side is what lies left or right of it.
+In a table, lines on both sides align: they share a baseline, a top or a middle. In columns they align only by chance,
+unless both are set on one baseline grid; then only running text counts as columns.
 
-Limits were measured on drawn pages. At each of 3 800 gutters within tables at least half of the lines of the sparser
-side stood on the height of one beside them, and three quarters where it had ten lines. At half of 1 700 gutters between
-columns without running text on both sides, less than half did.
+Thresholds were measured on drawn pages (benchmarks/LOG.md): at all 3,767 gutters inside tables, at least half of the
+lines of the side with fewer lines align.
 
 Shape letters: N segments, R rules.
 """
@@ -24,28 +23,28 @@ import numpy as np
 from shared.images.segments import Segment
 
 _LEAST_SEGMENTS, _LEAST_LINES = 3, 4
-"""A side has as many."""
+"""Minimum for each side of a gutter."""
 _GUTTER_EM, _COLUMN_EM = 0.75, 3.0
-"""A gutter and a column are at least so wide; what is narrower than a column is a margin's numbers."""
+"""Minimum widths. Anything narrower than a column is line numbers in a margin."""
 _SHARED_EM = 3.0
-"""Height that both sides share."""
+"""Minimum vertical overlap of the two sides."""
 _RULE_REACH_EM = 2.0
-"""A rule that is so long on both sides of a gutter crosses it."""
+"""A rule crosses a gutter if it extends this far to both sides."""
 _MOST_TRIED = 200
-"""Gutters tried for each part of a page, which is more than prints have and fewer than textures."""
+"""Gutters to try per part of a page. Printed pages have fewer, textures more."""
 
 _HEIGHT_EM = 0.15
-"""Lines on one height differ less, in their base lines, their tops or their middles."""
+"""Lines align if their baselines, tops or middles differ by less."""
 _LINE_EM = 0.4
-"""Segments of one side whose middles differ less are one line."""
+"""Segments of one side belong to the same line if their middles differ by less."""
 _BESIDE_EM = 0.8
-"""A line further from all of the other side has nothing beside it, which says nothing."""
+"""A line has no neighbour if every line of the other side is farther away. Such lines are ignored."""
 _ODD_SHARE, _ODD_LINES = 0.25, (1.5, 1.0, 0.0)
-"""Of a table's sparser side, at most this share and so many lines more stand on no height of the other side: the more,
-the fewer sides are running text."""
+"""In a table, at most this share of lines plus a constant may be misaligned. The constant depends on how many sides are
+running text: none, one or both."""
 
 _PROSE_WORDS = 2.6
-"""Mean words of a line from which it is taken for running text, not for a cell."""
+"""Running text has at least this many words per line; table cells have fewer."""
 _FULL_SHARE = 0.5
 """Mean length of running text's lines, of the longest."""
 _INKED_SHARE = 0.75
@@ -53,11 +52,11 @@ _INKED_SHARE = 0.75
 _CELLS_SHARE = 0.35
 """White space that no more of the lines around it cross parts cells, even below a heading."""
 _GRID_LINES, _PLAIN_GRID_LINES = 16, 6
-"""Running text of so many lines is columns, even on one grid, not a table of wordy cells; plain text of fewer."""
+"""Running text with this many aligned lines is columns, not a table with long cells; plain text needs fewer."""
 _PLAIN_WORDS, _PLAIN_PIECES = 4.5, 1.3
-"""Plain text has more words in a line and fewer pieces."""
+"""Plain text has more words and fewer segments per line."""
 _JUSTIFIED_PIECES, _JUSTIFIED_INKED = 1.6, 0.96
-"""Where it is justified it may have so many pieces, and no more white space between them."""
+"""Justified plain text may be split into more segments if this share of each line is still covered."""
 
 _BAND_EM, _BAND_SHARE = 0.75, 1.35
 """White space across both sides, in em and of that between most lines, from which it parts two bands."""
@@ -66,8 +65,8 @@ _BROAD_EM, _BROAD_SHARE = 1.5, 1.5
 _FOLLOWS_SHARE = 1.3
 """Of the widest white space within the left column: what comes after no more is still of it."""
 _ODD_WORTH, _EVEN_WORTH, _PROSE_WORTH, _ALONE_WORTH = 1.0, -0.25, 0.05, -0.5
-"""How much a line says for columns that stands on no height of the other side's, that stands on one, the same in
-running text, and that has nothing beside it."""
+"""Evidence for columns from a misaligned line, an aligned one, an aligned one in running text, and one without a
+neighbour."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,10 +271,10 @@ def _usual_white(page: _Print, side: np.ndarray) -> float:
 
 
 def _worth(page: _Print, left: np.ndarray, right: np.ndarray, are_prose: bool) -> float:
-    """How much a band says for columns."""
+    """Evidence for columns in a band."""
     if not left.size or not right.size:
         return _ALONE_WORTH * len(_lines(page, np.concatenate((left, right))).length)
-    is_even = _on_one_height(page, left, right)
+    is_even = _aligned(page, left, right)
     even = int(is_even.sum())
     return _ODD_WORTH * (is_even.size - even) + (_PROSE_WORTH if are_prose else _EVEN_WORTH) * even
 
@@ -298,7 +297,7 @@ def _are_columns(page: _Print, left: np.ndarray, right: np.ndarray) -> bool:
     sides = left, right
     if any(np.ptp(page.box_N4[side][:, [0, 2]]) < _COLUMN_EM * page.em for side in sides):
         return False
-    is_even = _on_one_height(page, left, right)
+    is_even = _aligned(page, left, right)
     if is_even.size < _LEAST_LINES:
         return False
     num_prose = sum(_is_prose(page, side) for side in sides)
@@ -309,8 +308,8 @@ def _are_columns(page: _Print, left: np.ndarray, right: np.ndarray) -> bool:
     return int((~is_even).sum()) > _ODD_SHARE * is_even.size + _ODD_LINES[num_prose]
 
 
-def _on_one_height(page: _Print, left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Which lines of the side with fewer stand on the height of one beside them, of those that have one beside them."""
+def _aligned(page: _Print, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Whether each line of the side with fewer lines aligns; those without a neighbour are skipped."""
     sides = [_in_lines(page, side) for side in (left, right)]
     (fewer, starts), (more, _) = sorted(sides, key=lambda each: each[1].size)
     distance = np.full(fewer.size, math.inf)

@@ -20,7 +20,7 @@ from shared.deepseek_ocr.images import prepare_views, rescaled
 from shared.deepseek_ocr.line_views import is_crop
 from shared.deepseek_ocr.reading_layout import LINE_TASKS, ReadingLayout, lines_from_views
 from shared.deepseek_ocr.registry import kind_of
-from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, other_scale, prefers_lines
+from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, other_scale, prefers_second
 from shared.images.canvases import LARGE_EM_PX, MOST_LINES, Strip
 from shared.images.frames import without_frames
 from shared.images.ink import find_ink, relief_of
@@ -189,19 +189,20 @@ class ModelReader:
         if not self._lines_from_views or confidence >= SURE:
             return whole
         start = time.perf_counter() - whole.seconds
-        if len(lines) >= FEWEST_LINES:
+        has_lines = len(lines) >= FEWEST_LINES
+        if has_lines:
             strips = lines_of_page(image)
             if not strips:
                 return whole
             other = self._read_strips(image, strips, start)
-            is_surer = prefers_lines(confidence, confidence_of(other.text, other.token_scores))
         else:
             scale = other_scale(image.width, image.height, plan)
             if scale is None:
                 return whole
             read = self._generate([self._whole(image, plan, scale)], MAX_NEW_TOKENS[Layout.BLOCK], [lines])[0]
             other = Reading(read.text, time.perf_counter() - start, read.ended, read.token_scores)
-            is_surer = bool(other.text.strip()) and confidence_of(other.text, other.token_scores) >= confidence
+        found = confidence_of(other.text, other.token_scores)
+        is_surer = bool(other.text.strip()) and prefers_second(confidence, found, is_by_lines=has_lines)
         return other if is_surer else replace(whole, seconds=other.seconds)
 
     def _generate(

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ from service.intake.print_task import PrintTask
 from service.ocr.confidence import Granularity, Wanted
 from service.ocr.metrics import TelemetryObserver
 from service.ocr.outcome import PageStatus
-from service.ocr.reader import MAX_SLOW_PAGES, DocumentReader, DocumentResult, PageResult, PageSink
+from service.ocr.reader import MAX_SLOW_PAGES, DocumentReader, DocumentResult, PageResult, PageSink, _share_read
 from service.ocr.request import OcrRequest
 from service.telemetry.metrics import Metrics
 from shared.contract.answer import FinishReason
@@ -575,6 +576,18 @@ async def test_a_second_decoding_that_fails_leaves_the_page_as_it_was() -> None:
         it.source.fail_lines = True
         page = (await it.read(1)).pages[0]
     assert (page.status, page.error) == (PageStatus.UNREADABLE, None)
+
+
+@pytest.mark.parametrize(
+    ("reason", "num_lines", "share"),
+    [(FinishReason.STOP, 1, 0.25), (FinishReason.LENGTH, 1, 1.0), (FinishReason.STOP, 0, 1.0)],
+)
+def test_a_page_that_a_token_limit_cut_is_not_taken_for_a_photograph(
+    reason: FinishReason, num_lines: int, share: float
+) -> None:
+    page = SimpleNamespace(strips=[replace(STRIP, row=row) for row in (0, 0, 1, 2, 3)])
+    result = SimpleNamespace(finish_reason=reason)
+    assert _share_read(page, result, [None] * num_lines) == share  # type: ignore[arg-type, list-item]
 
 
 async def test_print_that_nothing_answers_to_is_told_and_lowers_the_confidence() -> None:

@@ -1,4 +1,4 @@
-"""Columns are read one after the other and tables row by row, by where their lines stand."""
+"""Columns are read one after the other, tables row by row."""
 
 from __future__ import annotations
 
@@ -135,8 +135,8 @@ def test_a_level_rule_across_the_gutter_ends_columns() -> None:
     rule = (40, 269, 700, 271)
     assert order_of(joined(sides)) == joined(sides)
     assert order_of(joined(sides), [rule]) == joined([*above, *below])
-    beside = (40, 269, 380, 271)
-    assert order_of(joined(sides), [beside]) == joined(sides)
+    one_side_rule = (40, 269, 380, 271)
+    assert order_of(joined(sides), [one_side_rule]) == joined(sides)
 
 
 @pytest.mark.parametrize("missing", [[], [2, 3, 7], [0, 1, 4, 5, 9]])
