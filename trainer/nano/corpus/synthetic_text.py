@@ -18,6 +18,7 @@ from trainer.nano.corpus.words import CODE_SHAPES, CURRENCIES, DOMAINS, FIRST_NA
 
 LineMaker = Callable[[Random, Corpus], str]
 
+_LOOK_ALIKE: Final = "Il1|O0o5S8B2Z6G9gqrnmcldvvw.,:;'`\""
 _PUNCTUATION: Final = string.punctuation + "–—‘’“”„…•«»§°€£±·"
 
 
@@ -147,13 +148,27 @@ def random_string(rng: Random, _corpus: Corpus | None = None) -> str:
         LATIN_1 + string.ascii_letters,
         LATIN_EXTENDED + string.ascii_lowercase,
         _PUNCTUATION + string.digits,
-        "Il1|O0o5S8B2Z6G9gqrnmcldvvw.,:;'`\"",
+        _LOOK_ALIKE,
     )
     parts = []
     for _ in range(rng.randint(1, 6)):
         alphabet = rng.choice(alphabets)
         parts.append("".join(rng.choices(alphabet, k=rng.randint(1, 10))))
     return " ".join(parts)
+
+
+def confusable_string(rng: Random, _corpus: Corpus | None = None) -> str:
+    """Two to seven words of random letters with accents, or of signs that look alike."""
+    alphabets = (
+        LATIN_EXTENDED,
+        LATIN_1,
+        LATIN_1 + LATIN_EXTENDED + string.ascii_letters,
+        "".join(rng.choices(LATIN_1 + LATIN_EXTENDED, k=6)) + string.ascii_lowercase,
+        _LOOK_ALIKE,
+        _LOOK_ALIKE + string.digits,
+        _PUNCTUATION + _LOOK_ALIKE,
+    )
+    return " ".join("".join(rng.choices(rng.choice(alphabets), k=rng.randint(1, 9))) for _ in range(rng.randint(2, 7)))
 
 
 def random_words(rng: Random, corpus: Corpus) -> str:

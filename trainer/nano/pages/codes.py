@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Final
 
-from trainer.nano.corpus.synthetic_text import any_line, filled, iban, phone, random_string
+from trainer.nano.corpus.synthetic_text import any_line, confusable_string, filled, iban, phone, random_string
 from trainer.nano.pages.blocks import Block, FixedLines
 from trainer.nano.pages.render import PageRenderer, RenderedPage, Tier
 
@@ -39,10 +39,12 @@ class StringRenderer(PageRenderer):
         del tier
         while True:
             kind = self._rng.random()
-            if kind < 0.4:
+            if kind < 0.25:
                 yield FixedLines((code_text(self._rng),))
-            elif kind < 0.8:
+            elif kind < 0.5:
                 yield FixedLines((random_string(self._rng),))
+            elif kind < 0.85:
+                yield FixedLines((confusable_string(self._rng),))
             else:
                 yield FixedLines((any_line(self._rng, self._corpus),))
 

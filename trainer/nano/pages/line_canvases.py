@@ -35,7 +35,7 @@ NEIGHBOURS_SHARE: Final = 0.15
 EM_RANGE_PX: Final = (0.75 * EM_PX, 1.6 * EM_PX)
 """Print is cut out at `EM_PX`, and at up to half more where a reader is unsure (`LARGE_EM_PX`)."""
 MOST_LINES: Final = (5, 20)
-LOW_SHARE: Final = 0.3
+LOW_SHARE: Final = 0.7
 LOW_LINES: Final = (2, 7)
 """On low canvases, which a CPU reads pages by: several short answers side by side take fewer steps than a long one."""
 MAX_TRIES: Final = 30

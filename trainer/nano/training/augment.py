@@ -25,6 +25,8 @@ class Degradation:
 
     severity: float
     generator: torch.Generator
+    side_px: int = 640
+    """Of a view; the canvas may be a band of one."""
 
     def __call__(self, ink_BHW: Tensor, paper_B4: Tensor) -> tuple[Tensor, Tensor]:
         """Degrade a batch.
@@ -135,7 +137,7 @@ class Degradation:
         fine = torch.randn(B, 1, H // 2, W // 2, device=coverage_BHW.device, generator=self.generator)
         grain = F.interpolate(fine, size=(H, W), mode="bilinear")[:, 0]
         # Cells of about 20 px: a letter each.
-        letters = self._field(B, H, W, H // 20, W // 20)
+        letters = self._field(B, H, W, max(H, self.side_px) // 20, W // 20)
         x = coverage_BHW[rows]
         soft = F.avg_pool2d(x[:, None], 3, stride=1, padding=1)[:, 0]
         swing, roughness, lean = (
@@ -197,7 +199,8 @@ class Degradation:
         return grey_BHW.index_copy(0, rows, aged)
 
     def _field(self, B: int, H: int, W: int, cells_high: int, cells_wide: int) -> Tensor:
-        """Smooth random field, about -1 to 1."""
+        """Smooth random field, about -1 to 1; a band of a view has its share of the cells."""
+        cells_high = cells_high * H // self.side_px if self.side_px > H else cells_high
         shape = (B, 1, max(cells_high, 2), max(cells_wide, 2))
         coarse = torch.randn(shape, device=self.generator.device, generator=self.generator) * 0.5
         return F.interpolate(coarse, size=(H, W), mode="bilinear")[:, 0]

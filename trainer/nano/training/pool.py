@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from shared.images.canvases import BAND_PX, LOW_PX
 from trainer.nano.training.recipe import TIERS
 
 if TYPE_CHECKING:
@@ -27,6 +28,10 @@ if TYPE_CHECKING:
 
 TEXT_BUCKETS = (48, 128, 256, 448, 704, 1024, 1536, 2048, 2560, 3072)
 """Answer lengths in tokens that batches are padded to."""
+BAND_HEIGHTS_PX = (BAND_PX, LOW_PX)
+"""Of views without their padding, as a CPU encodes pages of one view."""
+Bucket = tuple[int, int, int, int]
+"""Columns and rows of the grid, padded answer length, and the lowest band that holds the page; 0: none does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,19 +48,23 @@ class Sample:
     marks: bytes
 
     @property
-    def bucket(self) -> tuple[int, int, int] | None:
-        """Grid and padded answer length; None when the answer is too long for all."""
+    def bucket(self) -> Bucket | None:
+        """What pages of a batch share; None when the answer is too long for all lengths."""
         length = len(self.tokens) // 2
         padded = next((size for size in TEXT_BUCKETS if length <= size), None)
-        return None if padded is None else (self.columns, self.rows, padded)
+        band_px = 0 if self.columns else next((px for px in BAND_HEIGHTS_PX if self.height_px <= px), 0)
+        return None if padded is None else (self.columns, self.rows, padded, band_px)
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Pages of one grid.
+    """Pages of one grid, or bands of views.
+
+    Attributes:
+        top_px: where a band begins in its view, which is as wide; None: these are whole grids.
 
     Shapes:
-        ink_BHW: uint8, 255 where nothing is printed, canvas of the whole grid
+        ink_BHW: uint8, 255 where nothing is printed, canvas of the whole grid or of the band
         paper_B4: float32, each paper's x0, y0, x1, y1 on the canvas
         answer_BT: int64, tokens with the end token, -100 where padded
         marks_M4: int64, every character of the batch: page, x and y on the canvas in pixels, index in the charset
@@ -68,6 +77,7 @@ class Batch:
     paper_B4: Tensor
     answer_BT: Tensor
     marks_M4: Tensor
+    top_px: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +141,7 @@ class RenderPool:
         self._max_reuse = max_reuse
         self._max_held = max_held
         self._renewing = threading.Event()
-        self._pages: dict[tuple[int, tuple[int, int, int]], list[list[object]]] = defaultdict(list)
+        self._pages: dict[tuple[int, Bucket], list[list[object]]] = defaultdict(list)
         self._lock = threading.Lock()
         self._rng = random.Random(seed)
         self.drawn = 0
@@ -174,21 +184,21 @@ class RenderPool:
                 held[TIERS[tier]] += len(pages)
         return held
 
-    def take(self, tier: int, count_for: Callable[[int], int]) -> list[Sample] | None:
+    def take(self, tier: int, count_for: Callable[[Bucket], int]) -> list[Sample] | None:
         """A batch's pages of one bucket of a tier, or None while no bucket holds enough.
 
-        Buckets are chosen by how many pages they hold, so that batches follow what was drawn.
+        Buckets are chosen by how many batches they hold, so that batches follow what was drawn.
         """
         with self._lock:
             buckets = [
                 (bucket, pages)
                 for (t, bucket), pages in self._pages.items()
-                if t == tier and len(pages) >= count_for(bucket[0] * bucket[1])
+                if t == tier and len(pages) >= count_for(bucket)
             ]
             if not buckets:
                 return None
-            bucket, pages = self._rng.choices(buckets, [len(p) / count_for(b[0] * b[1]) for b, p in buckets])[0]
-            chosen = self._rng.sample(range(len(pages)), count_for(bucket[0] * bucket[1]))
+            bucket, pages = self._rng.choices(buckets, [len(p) / count_for(b) for b, p in buckets])[0]
+            chosen = self._rng.sample(range(len(pages)), count_for(bucket))
             samples = [pages[i][0] for i in chosen]
             for i in sorted(chosen, reverse=True):
                 pages[i][1] += 1  # type: ignore[operator]
@@ -230,13 +240,22 @@ class RenderPool:
         return not self._collector.is_alive()
 
 
-def build_batch(samples: list[Sample], side_px: int) -> Batch:
-    """Decompress pages of one bucket onto their canvases, centred."""
+def build_batch(samples: list[Sample], side_px: int, top_px: int | None = None, square_px: int = 1) -> Batch:
+    """Decompress pages of one bucket onto their canvases, centred, or onto a band of a view.
+
+    Args:
+        samples: the pages.
+        side_px: of a view.
+        top_px: where their bucket's band begins in the view, a multiple of `square_px`; None: views are whole.
+        square_px: side of what a vision token shows; a page begins in a band's first row of them.
+    """
     first = samples[0]
     bucket = first.bucket
     assert bucket is not None
-    columns, rows, length = bucket
+    columns, rows, length, band_px = bucket
     W, H = max(columns, 1) * side_px, max(rows, 1) * side_px
+    if top_px is not None:
+        H = band_px
     ink = np.full((len(samples), H, W), 255, np.uint8)
     paper = np.zeros((len(samples), 4), np.float32)
     answer = np.full((len(samples), length), -100, np.int64)
@@ -244,6 +263,10 @@ def build_batch(samples: list[Sample], side_px: int) -> Batch:
     for i, sample in enumerate(samples):
         page = np.frombuffer(zlib.decompress(sample.ink, -15), np.uint8).reshape(sample.height_px, sample.width_px)
         x0, y0 = (W - sample.width_px) // 2, (H - sample.height_px) // 2
+        if top_px is not None:
+            # Canvases of lines begin where a row of tokens does, other images wherever the middle has them.
+            above = 0 if TIERS[sample.tier] == "lines" else (side_px - sample.height_px) // 2 % square_px
+            y0 = min(above, H - sample.height_px)
         ink[i, y0 : y0 + sample.height_px, x0 : x0 + sample.width_px] = page
         paper[i] = (x0, y0, x0 + sample.width_px, y0 + sample.height_px)
         tokens = np.frombuffer(sample.tokens, np.uint16)
@@ -255,16 +278,42 @@ def build_batch(samples: list[Sample], side_px: int) -> Batch:
     tensors = [torch.from_numpy(array) for array in (ink, paper, answer, np.concatenate(marks))]
     if torch.cuda.is_available():  # from pageable memory each copy would wait for the device's previous step
         tensors = [tensor.pin_memory() for tensor in tensors]
-    return Batch(columns, rows, TIERS[first.tier], *tensors)
+    return Batch(columns, rows, TIERS[first.tier], *tensors, top_px)  # type: ignore[arg-type, call-arg]
+
+
+def band_top(band_px: int, side_px: int, square_px: int) -> int:
+    """Where the band begins that a page as high as itself has in the middle of a view, in whole rows of tokens."""
+    return (side_px - band_px) // 2 // square_px * square_px
 
 
 class BatchStream:
-    """Batches by the current tier weights, built ahead in threads."""
+    """Batches by the current tier weights, built ahead in threads.
 
-    def __init__(self, pool: RenderPool, side_px: int, views_per_batch: int, threads: int = 4, seed: int = 0) -> None:
+    Args:
+        pool: where pages come from.
+        side_px: of a view.
+        square_px: side of what a vision token shows.
+        views_per_batch: views that a batch holds at most; of bands as many as are as large.
+        band_share: share of batches of low views that have bands of them.
+        threads: that build.
+        seed: of what is chosen.
+    """
+
+    def __init__(
+        self,
+        pool: RenderPool,
+        side_px: int,
+        square_px: int,
+        views_per_batch: int,
+        band_share: float = 0.0,
+        threads: int = 4,
+        seed: int = 0,
+    ) -> None:
         self._pool = pool
         self._side_px = side_px
+        self._square_px = square_px
         self._views_per_batch = views_per_batch
+        self._band_share = band_share
         self._weights: Mapping[str, float] = {"line": 1.0}
         self._ready: queue.Queue[Batch] = queue.Queue(maxsize=6)
         self._closing = threading.Event()
@@ -298,17 +347,31 @@ class BatchStream:
         """End the threads."""
         self._closing.set()
 
-    def _pages_for(self, num_tiles: int) -> int:
-        return max(1, self._views_per_batch // (num_tiles + 1))
+    def _pages_for(self, bucket: Bucket) -> int:
+        columns, rows, _, _ = bucket
+        return max(1, self._views_per_batch // (columns * rows + 1))
+
+    def _pages_by_bands(self, bucket: Bucket) -> int:
+        return self._pages_for(bucket) * (self._side_px // bucket[3] if self._has_bands(bucket) else 1)
+
+    def _has_bands(self, bucket: Bucket) -> bool:
+        return 0 < bucket[3] < self._side_px
 
     def _build(self, rng: random.Random) -> None:
         while not self._closing.is_set():
             tiers, weights = zip(*self._weights.items(), strict=True)
-            samples = self._pool.take(TIERS.index(rng.choices(tiers, weights)[0]), self._pages_for)
+            by_bands = rng.random() < self._band_share
+            count_for = self._pages_by_bands if by_bands else self._pages_for
+            samples = self._pool.take(TIERS.index(rng.choices(tiers, weights)[0]), count_for)
             if samples is None:
                 self._closing.wait(0.02)
                 continue
-            batch = build_batch(samples, self._side_px)
+            bucket, top_px = samples[0].bucket, None
+            assert bucket is not None
+            if by_bands and self._has_bands(bucket):
+                # Where a view in the middle begins depends on its height: somewhere in these rows of tokens.
+                top_px = band_top(bucket[3], self._side_px, self._square_px) + rng.randrange(3) * self._square_px
+            batch = build_batch(samples, self._side_px, top_px, self._square_px)
             while not self._closing.is_set():
                 try:
                     self._ready.put(batch, timeout=1)

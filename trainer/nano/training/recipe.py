@@ -32,6 +32,9 @@ class Recipe:
     """Last share of the run over which the learning rate falls linearly to zero."""
     views_per_batch: int = 96
     """Views (640 px squares) that each step encodes; pages of several tiles fill it with fewer pages."""
+    band_share: float = 0.75
+    """Share of batches of low views that are encoded without most of their padding, as a CPU reads them, and so hold
+    more of them. The others are encoded whole, as on a GPU."""
     gradient_clip: float = 1.0
     router_loss_weight: float = 0.01
     spotting_loss_weight: float = 0.2
@@ -68,8 +71,8 @@ class Stage:
 
 
 LAST_MIX = {
-    "lines": 0.37, "line": 0.13, "few": 0.05, "block": 0.13, "half": 0.015, "page": 0.02, "crop": 0.05, "sheet": 0.015,
-    "mosaic": 0.03, "court": 0.02, "invoice": 0.025, "table": 0.025, "blank": 0.01, "pdf-page": 0.07, "pdf-cut": 0.04,
+    "lines": 0.40, "line": 0.17, "few": 0.06, "block": 0.16, "half": 0.015, "page": 0.01, "crop": 0.05, "sheet": 0.01,
+    "mosaic": 0.015, "court": 0.01, "invoice": 0.015, "table": 0.015, "blank": 0.01, "pdf-page": 0.03, "pdf-cut": 0.03,
 }  # fmt: skip
 
 CURRICULUM = (

@@ -71,7 +71,14 @@ def train_nano(data: DataPaths, paths: RunPaths, recipe: Recipe, *, device: str,
         recipe.seed + peers.rank,
     )
     tiers = frozenset(TIERS) - (PDF_TIERS if data.pdfs is None else frozenset())
-    stream = BatchStream(pool, geometry.tile_px, recipe.views_per_batch, seed=recipe.seed + 100 * peers.rank)
+    stream = BatchStream(
+        pool,
+        geometry.tile_px,
+        trainer.square_px,
+        recipe.views_per_batch,
+        recipe.band_share,
+        seed=recipe.seed + 100 * peers.rank,
+    )
     measured = tiers - {"blank"} - (PDF_TIERS if data.heldout_pdfs is None else frozenset())
     held_out = MakeDraw(data.heldout_fonts, data.heldout_corpus, data.heldout_pdfs, data.tokenizer, geometry)
     # In a process of its own: it takes half a minute, in which blocks compile.

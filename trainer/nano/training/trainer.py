@@ -23,18 +23,32 @@ from torch import Tensor, nn
 
 from shared.contract.prompts import Task, prompt_for
 from shared.deepseek_ocr.draft_head import DraftHead
+from shared.deepseek_ocr.geometry import PADDING_GREY
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from trainer.nano.training.augment import Degradation, cut_views
 from trainer.nano.training.muon import build_optimizers
 from trainer.nano.training.parallel import Peers
-from trainer.nano.training.pool import Batch, BatchStream, DrawFunction, RenderPool, Sample, build_batch
+from trainer.nano.training.pool import (
+    Batch,
+    BatchStream,
+    Bucket,
+    DrawFunction,
+    RenderPool,
+    Sample,
+    band_top,
+    build_batch,
+)
 from trainer.nano.training.recipe import PDF_TIERS, TIERS, Recipe, learning_rate_factor, stage_at
 from trainer.nano.training.shards import carry_on, save_shards
 from trainer.nano.training.spotting import Spotter, label_squares
 
 NUM_CHARACTERS = 512
 """Logits of the spotting head; `draw.CHARSET` holds fewer."""
+KEPT_ROWS = 2
+"""Rows of tokens of padding above and below a band, as `service.engine.cpu.bands` leaves them."""
+PADDING_STEPS = 100
+"""After so many the padding is encoded again."""
 DRAFTS = 2
 """Tokens that the draft head learns to look ahead."""
 DRAWN_TIERS = frozenset(TIERS) - PDF_TIERS
@@ -86,6 +100,7 @@ class NanoTrainer:
             recipe.matrix_learning_rate,
             recipe.weight_decay,
         )
+        self._padding: tuple[int, Tensor] | None = None
         self._mean = [parameter.detach().clone() for parameter in self.model.parameters()]
         self._base_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
         self._prompts = [
@@ -127,7 +142,7 @@ class NanoTrainer:
             t.to(self.device, non_blocking=True) for t in (batch.ink_BHW, batch.paper_B4, batch.answer_BT)
         )
         with torch.no_grad():
-            colour, placement = Degradation(severity, generator)(ink, paper)
+            colour, placement = Degradation(severity, generator, self.side_px)(ink, paper)
             labels = label_squares(
                 batch.marks_M4.to(self.device, non_blocking=True),
                 placement, (ink.shape[1], ink.shape[2]), self.square_px, NUM_CHARACTERS,
@@ -136,10 +151,14 @@ class NanoTrainer:
             shrink = 2 if batch.columns else 1
             globals_BHWC, tiles_BTHWC = cut_views(colour, paper, batch.columns, batch.rows, self.side_px, shrink)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            page_BPD, squares_BHWD = self._page_embeddings(globals_BHWC, tiles_BTHWC, batch.columns, batch.rows)
+            if batch.top_px is None:
+                page_BPD, squares_BHWD = self._page_embeddings(globals_BHWC, tiles_BTHWC, batch.columns, batch.rows)
+                places_P = torch.arange(page_BPD.shape[1], device=self.device)
+            else:
+                page_BPD, squares_BHWD, places_P = self._band_embeddings(globals_BHWC, batch.top_px // self.square_px)
             spotting = self.spotter.loss(squares_BHWD.flatten(1, 2), labels.flatten(1, 2))
             fed_BT = spoil_tokens(answer_BT.clamp(min=0), token_noise, generator)
-            logits_BTV, hidden_BTD, router_loss = self._answer_logits(page_BPD, prompt, fed_BT)
+            logits_BTV, hidden_BTD, router_loss = self._answer_logits(page_BPD, places_P, prompt, fed_BT)
             cross_entropy = F.cross_entropy(logits_BTV.flatten(0, 1).float(), answer_BT.flatten(), ignore_index=-100)
             draft, drafted = self._draft(hidden_BTD, fed_BT, answer_BT)
         known = answer_BT >= 0
@@ -165,20 +184,54 @@ class NanoTrainer:
             views = torch.cat([views, views.new_zeros(spare, *views.shape[1:])])
         tokens_VND = model.encode_views(views)
         B = len(globals_BHWC)
-        newline, separator = model.model.image_newline, model.model.view_seperator
         n = math.isqrt(tokens_VND.shape[1])
-
-        def with_line_breaks(grid_BHWD: Tensor) -> Tensor:
-            breaks = newline.to(grid_BHWD.dtype).expand(B, grid_BHWD.shape[1], 1, -1)
-            return torch.cat([grid_BHWD, breaks], 2).flatten(1, 2)
-
         squares = tokens_VND[:B].unflatten(1, (n, n))
-        parts = [with_line_breaks(squares), separator.to(tokens_VND.dtype).expand(B, 1, -1)]
+        parts = [self._with_line_breaks(squares), model.model.view_seperator.to(tokens_VND.dtype).expand(B, 1, -1)]
         if columns:
             tiles = tokens_VND[B : B + B * rows * columns].view(B, rows, columns, n, n, -1)
             squares = tiles.transpose(2, 3).reshape(B, rows * n, columns * n, -1)
-            parts.insert(0, with_line_breaks(squares))
+            parts.insert(0, self._with_line_breaks(squares))
         return torch.cat(parts, 1), squares
+
+    def _with_line_breaks(self, grid_BHWD: Tensor) -> Tensor:
+        breaks = self.model.model.image_newline.to(grid_BHWD.dtype).expand(*grid_BHWD.shape[:2], 1, -1)
+        return torch.cat([grid_BHWD, breaks], 2).flatten(1, 2)
+
+    def _band_embeddings(self, bands_BHWC: Tensor, first_row: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Vision tokens of bands, as `service.engine.cpu.bands` makes them, and where they are among those of the view.
+
+        Args:
+            bands_BHWC: uint8, all of one height.
+            first_row: where they begin in their views, in rows of tokens.
+
+        Returns:
+            `[B, P, D]`, as a grid `[B, H, W, D]`, and the places `[P]`.
+        """
+        model, (B, H) = self.model, bands_BHWC.shape[:2]
+        spare = self.recipe.views_per_batch * self.side_px // H - B
+        bands = bands_BHWC
+        if spare > 0:
+            bands = torch.cat([bands, bands.new_zeros(spare, *bands.shape[1:])])
+        rows, side = H // self.square_px, self.side_px // self.square_px
+        squares = model.encode_bands(bands, first_row)[:B].unflatten(1, (rows, side))
+        padding_HWD = self._padding_tokens().to(squares.dtype)
+        first, end = max(0, first_row - KEPT_ROWS), min(side, first_row + rows + KEPT_ROWS)
+        above, below = padding_HWD[first:first_row], padding_HWD[first_row + rows : end]
+        shown = torch.cat([above.expand(B, -1, -1, -1), squares, below.expand(B, -1, -1, -1)], 1)
+        separator = model.model.view_seperator.to(squares.dtype).expand(B, 1, -1)
+        places = torch.arange(first * (side + 1), end * (side + 1), device=self.device)
+        last = torch.full((1,), side * (side + 1), device=self.device)
+        return torch.cat([self._with_line_breaks(shown), separator], 1), squares, torch.cat([places, last])
+
+    def _padding_tokens(self) -> Tensor:
+        """Vision tokens of a view without a page `[H, W, D]`, of weights at most some steps old; no gradient."""
+        if self._padding is None or self.step - self._padding[0] >= PADDING_STEPS:
+            # As many as in a step, and with gradients, for the graphs that training compiled.
+            shape = (self.recipe.views_per_batch, self.side_px, self.side_px, 3)
+            views = torch.full(shape, PADDING_GREY, dtype=torch.uint8, device=self.device)
+            side = self.side_px // self.square_px
+            self._padding = self.step, self.model.encode_views(views)[0].detach().unflatten(0, (side, side)).clone()
+        return self._padding[1]
 
     def _draft(self, hidden_BTD: Tensor, fed_BT: Tensor, answer_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Loss of the drafted tokens, and how many are right in a row on average, by teacher forcing."""
@@ -195,15 +248,20 @@ class NanoTrainer:
             count = count + right_BT.sum() / (target_BT >= 0).sum().clamp(min=1)
         return torch.stack(losses).nan_to_num().mean(), count
 
-    def _answer_logits(self, page_BPD: Tensor, prompt_K: Tensor, answer_BT: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _answer_logits(
+        self, page_BPD: Tensor, places_P: Tensor, prompt_K: Tensor, answer_BT: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, hidden states and router loss; `places_P` rise and end with that of the separator, the last token."""
         B = len(page_BPD)
         embed = self.model.model.embed_tokens
         start = torch.full((B, 1), self.tokenizer.bos_id, device=self.device)
         text = torch.cat([prompt_K.expand(B, -1), answer_BT], 1)
         embeds = torch.cat([embed(start), page_BPD.to(embed.weight.dtype), embed(text)], 1)
+        after_L = torch.arange(1, text.shape[1] + 1, device=self.device)
+        positions_1L = torch.cat([places_P.new_zeros(1), places_P + 1, places_P[-1] + 1 + after_L])[None]
         # Position i predicts token i + 1: from the prompt's last token on, except for the answer's last.
         kept = answer_BT.shape[1] + 1
-        outputs = self.model(inputs_embeds=embeds, use_cache=False, logits_to_keep=kept)
+        outputs = self.model(inputs_embeds=embeds, position_ids=positions_1L, use_cache=False, logits_to_keep=kept)
         return outputs.logits[:, :-1], outputs.last_hidden_state[:, -kept:-1], outputs.aux_loss
 
     def train_step(self, batch: Batch, severity: float, factor: float) -> dict[str, Tensor]:
@@ -243,14 +301,19 @@ class NanoTrainer:
         """
         sums: dict[str, list[Tensor]] = defaultdict(list)
         for samples in pages:
-            batch = build_batch(samples, self.side_px)
-            for severity, kind in ((0.0, "clean"), (1.0, "degraded")):
-                generator = torch.Generator(device=self.device).manual_seed(7)
-                result = self.loss(batch, severity, self._prompts[0], generator)
-                sums[f"{batch.tier}_{kind}_right"].append(result["right"])
-                sums[f"{batch.tier}_{kind}_loss"].append(result["loss"].detach())
-                sums[f"{batch.tier}_{kind}_spotting"].append(result["spotting"].detach())
-                sums[f"{batch.tier}_{kind}_drafted"].append(result["drafted"])
+            bucket = samples[0].bucket
+            assert bucket is not None
+            batches = {TIERS[samples[0].tier]: build_batch(samples, self.side_px)}
+            if self.recipe.band_share and 0 < bucket[3] < self.side_px:
+                top_px = band_top(bucket[3], self.side_px, self.square_px)
+                name = f"{TIERS[samples[0].tier]}-band"
+                batches[name] = build_batch(samples, self.side_px, top_px, self.square_px)
+            for name, batch in batches.items():
+                for severity, kind in ((0.0, "clean"), (1.0, "degraded")):
+                    generator = torch.Generator(device=self.device).manual_seed(7)
+                    result = self.loss(batch, severity, self._prompts[0], generator)
+                    for value in ("right", "loss", "spotting", "drafted"):
+                        sums[f"{name}_{kind}_{value}"].append(result[value].detach())
         return {name: round(torch.stack(values).mean().item(), 4) for name, values in sums.items()}
 
     def run(
@@ -382,11 +445,11 @@ def spoil_tokens(answer_BT: Tensor, share: float, generator: torch.Generator) ->
 
 
 _PAGES_PER_BATCH = {
-    "line": 1.0, "few": 1.0, "block": 1.0, "half": 1 / 3, "page": 1 / 6, "crop": 1 / 4, "sheet": 1 / 9,
+    "line": 3.25, "few": 2.5, "block": 1.2, "half": 1 / 3, "page": 1 / 6, "crop": 1 / 4, "sheet": 1 / 9,
     "mosaic": 1 / 7, "court": 1 / 8, "invoice": 1 / 6, "table": 1 / 6, "blank": 1 / 3, "pdf-page": 1 / 8,
-    "pdf-cut": 1 / 3, "lines": 1.0,
+    "pdf-cut": 1 / 3, "lines": 2.0,
 }  # fmt: skip
-"""Pages that a batch of a tier holds, against one of single views."""
+"""Pages that a batch of a tier holds, against one of whole single views; some of those of low ones are bands."""
 
 
 def _pages_drawn(tier_weights: dict[str, float] | Any) -> dict[str, float]:
@@ -399,7 +462,7 @@ def draw_validation(
     """Pages of one bucket per tier from held-out fonts and texts, as many as half a batch holds."""
     draw, batches = make_draw(seed), []
     for tier in tiers:
-        buckets: dict[tuple[int, int, int], list[Sample]] = defaultdict(list)
+        buckets: dict[Bucket, list[Sample]] = defaultdict(list)
         while True:
             drawing = draw(tier, 90)
             sample = drawing.packed(tier)

@@ -12,19 +12,24 @@ import pytest
 import torch
 from PIL import Image
 
+from service.engine.cpu.bands import Band, BandAssembler, BandFeatures
 from shared.deepseek_ocr.checkpoint import save_checkpoint
 from shared.deepseek_ocr.draft_head import DraftHead, save_draft_head
+from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
+from shared.deepseek_ocr.nano_config import nano_config
+from shared.deepseek_ocr.tokenizer import OcrTokenizer
 from tests.support.drawings import blank, draw_blank
+from tests.support.nano import NANO, needs_nano
 from tests.unit.shared.deepseek_ocr.test_model_ocr2 import write_tokenizer
 from tests.unit.shared.deepseek_ocr.tiny_models import tiny_model
 from trainer.nano.training.augment import Degradation, cut_views
 from trainer.nano.training.jpeg import jpeg_loss
 from trainer.nano.training.muon import Muon, build_optimizers, orthogonalise
-from trainer.nano.training.pool import RenderPool, Sample, build_batch
+from trainer.nano.training.pool import BatchStream, RenderPool, Sample, band_top, build_batch
 from trainer.nano.training.recipe import CURRICULUM, TIERS, Recipe, learning_rate_factor, stage_at
 from trainer.nano.training.shards import carry_on, save_shards
 from trainer.nano.training.spotting import Spotter, label_squares
-from trainer.nano.training.trainer import NanoTrainer, spoil_tokens
+from trainer.nano.training.trainer import NanoTrainer, RunPaths, spoil_tokens
 
 
 def test_curriculum_meets_its_knots_and_mixes_between() -> None:
@@ -261,6 +266,52 @@ def test_batch_centres_pages_and_pads_answers() -> None:
     assert batch.paper_B4.tolist() == [[12, 22, 52, 42], [17, 22, 47, 42]]
     assert batch.answer_BT[0].tolist()[:4] == [5, 6, 1, -100]
     assert batch.marks_M4.tolist() == [[0, 15, 26, 7]]
+
+
+def test_a_batch_of_bands_has_pages_where_a_view_would_have_them() -> None:
+    line, canvas = blank(height=50, marks=[(3, 4, 7)]), blank(height=90)
+    batch = build_batch([line.packed("line")], 640, 256, 32)
+    assert batch.ink_BHW.shape == (1, 160, 640)
+    # Centred in the view it would begin at 295, which is 7 px into a row of tokens.
+    assert batch.paper_B4.tolist() == [[300, 7, 340, 57]]
+    assert batch.marks_M4.tolist() == [[0, 303, 11, 7]]
+    assert build_batch([canvas.packed("lines")], 640, 224, 32).paper_B4[0, 1] == 0
+    assert build_batch([blank(height=155).packed("few")], 640, 224, 32).paper_B4[0, 3] == 160
+    assert (blank(height=161).packed("few").bucket or ())[3] == 320
+    assert (blank(height=321).packed("few").bucket or ())[3] == 0
+    assert (blank(height=100, grid=(2, 1)).packed("crop").bucket or ())[3] == 0
+    assert [band_top(px, 640, 32) for px in (160, 320)] == [224, 160]
+
+
+@pytest.mark.parametrize(("band_share", "pages", "height"), [(1.0, 8, 160), (0.0, 2, 640)])
+def test_a_stream_fills_batches_of_bands_with_more_pages(band_share: float, pages: int, height: int) -> None:
+    pool = RenderPool(draw_blank, num_workers=1, max_reuse=100, seed=0, max_held=32)
+    stream = BatchStream(pool, 640, 32, 2, band_share, threads=1)
+    try:
+        batches = [batch for _, batch in zip(range(6), stream, strict=False)]
+    finally:
+        stream.close()
+        pool.close()
+    assert {tuple(batch.ink_BHW.shape) for batch in batches} == {(pages, height, 640)}
+    assert {batch.top_px for batch in batches} <= ({224, 256, 288} if band_share else {None})
+
+
+@needs_nano
+@pytest.mark.parametrize(("rows", "first_row"), [(5, 8), (10, 5)])
+def test_bands_are_learnt_from_as_a_cpu_reads_them(tmp_path: Path, rows: int, first_row: int) -> None:
+    config = nano_config()
+    model = DeepseekOcrForConditionalGeneration(config)
+    tokenizer = OcrTokenizer.from_file(NANO / "tokenizer.json")
+    recipe = Recipe(views_per_batch=1)
+    trainer = NanoTrainer(model, tokenizer, recipe, RunPaths(tmp_path, NANO), torch.device("cpu"))
+    pixels = torch.randint(0, 256, (2, rows * 32, 640, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        features, squares, places = trainer._band_embeddings(pixels, first_row)
+        whole = BandAssembler(model, 32).assemble(
+            BandFeatures(Band(first_row, rows, first_row, first_row + rows), squares[1].flatten(0, 1))
+        )
+    assert places.tolist() == list(whole.places)
+    torch.testing.assert_close(features[1], whole.features_KD, atol=1e-4, rtol=1e-3)
 
 
 def test_answers_too_long_for_every_bucket_have_none() -> None:

@@ -59,7 +59,7 @@ def run(tokenizer: OcrTokenizer, out: Path, resume: Path | None = None, **values
     model = DeepseekOcrForConditionalGeneration(tiny_config(320))
     trainer = NanoTrainer(model, tokenizer, recipe, RunPaths(out, resume), torch.device("cpu"))
     pool = RenderPool(partial(make_draw, tokens_of), num_workers=1, max_reuse=20, seed=1, max_held=400)
-    stream = BatchStream(pool, SIDE, recipe.views_per_batch, threads=1)
+    stream = BatchStream(pool, SIDE, trainer.square_px, recipe.views_per_batch, threads=1)
     try:
         validation = draw_validation(partial(make_draw, tokens_of), 99, 32, ["line", "page"])
         trainer.run(pool, stream, lambda: validation)
