@@ -24,6 +24,9 @@ _BARE_SHARE = 0.22
 """Less than about this share of a rule's edge has ink beyond; of a long one, on one side at least."""
 _UNDERLINE_SHARE = 0.6
 """And on the other no more than under letters."""
+_STRIKE_CAPS, _STRIKE_THICK, _STRIKE_SHARE = 5.0, 0.22, (0.12, 0.65)
+"""A line through text is at least so long and at most so thick, in capitals, and has letters along such a share of each
+side."""
 _STEM_SHARE, _LETTERS_NEAR = 1.35, 2
 """A stem's letter is at most so much higher, and has so many letters of its size near."""
 _LONGEST_WORD_CAPS = 10
@@ -144,9 +147,22 @@ def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[n
     # No word is as long as this, and gaps between words end what is joined.
     is_long = w > _LONGEST_WORD_CAPS * cap
     is_bare |= is_long & (np.minimum(above, below) < _BARE_SHARE) & (np.maximum(above, below) < _UNDERLINE_SHARE)
-    is_rule &= is_bare
-    result.ravel()[places[is_rule[labels]]] = 1
+    # Only a line through text has letters on both sides and joins its words.
+    is_strike = (w > _STRIKE_CAPS * cap) & (thickness <= max(3.0, _STRIKE_THICK * cap))
+    is_strike &= (np.minimum(above, below) > _STRIKE_SHARE[0]) & (np.maximum(above, below) < _STRIKE_SHARE[1])
+    is_strike &= is_rule
+    result.ravel()[places[(is_rule & (is_bare | is_strike))[labels]]] = 1
+    for x, y, width, height, _ in stats[is_strike].tolist():
+        _keep_letters(result, mask_HW, (x, top + y, x + width, top + y + height))
     return result
+
+
+def _keep_letters(rules_HW: NDArray[np.uint8], mask_HW: NDArray[np.uint8], box: tuple[int, int, int, int]) -> None:
+    """Leave of a line through text what is between its letters: without the rest these would fall apart."""
+    x1, y1, x2, y2 = box
+    rows = slice(max(y1 - 1, 0), y2 + 1)
+    letters_hw = mask_HW[rows, x1:x2] & ~rules_HW[rows, x1:x2]
+    rules_HW[y1:y2, x1:x2][:, letters_hw.any(axis=0)] = 0
 
 
 def _share_inked(

@@ -55,6 +55,9 @@ _FAINT_SHARE = 0.18
 """Of the page's darkest print: what is fainter is grain."""
 _FAINTEST_SHARE = 0.3
 """Of the darkness of most print: what is fainter shines through."""
+_EDGE_SHARE, _ALIGNED = 0.012, 3
+"""Share of the page's longer side that is its edge, where dirt is, and with how many lines what is there has to begin to
+be text."""
 _UPRIGHT_EM, _UPRIGHT_LETTERS = 1.6, 6
 """Widest letter of a line that runs up or down, and how many it has at least."""
 _LEVEL_RULE_PX = 36
@@ -563,14 +566,35 @@ def _is_print(
     usual = depths[int(order[half])]
     height, width = size[0] * scale, size[1] * scale
     cap *= scale
-    result = []
-    for segment, depth in zip(segments, depths, strict=True):
-        x1, y1, x2, y2 = segment.box
-        at_edge = min(x1, y1, width - x2, height - y2) < 0.012 * max(width, height)
-        is_small = segment.width < 3 * cap
-        odd = not 0.5 * cap < segment.height < 2.2 * cap
-        result.append(depth > _FAINTEST_SHARE * usual and not (at_edge and (odd or is_small) and len(segments) > 8))
-    return np.array(result)
+    x1, y1, x2, y2 = np.array([segment.box for segment in segments], np.float64).T
+    at_edge = np.minimum.reduce([x1, y1, width - x2, height - y2]) < _EDGE_SHARE * max(width, height)
+    odd = (y2 - y1 <= 0.5 * cap) | (y2 - y1 >= 2.2 * cap)
+    dubious = at_edge & (odd | (x2 - x1 < 3 * cap)) & (len(segments) > 8)
+    # Text may come this close to the edge too. Then it has many letters, or begins where other lines do.
+    sure = np.sort(x1[~dubious])
+    for index in np.flatnonzero(dubious).tolist():
+        parts = segments[index].parts
+        near = np.searchsorted(sure, (x1[index] - 0.5 * cap, x1[index] + 0.5 * cap))
+        is_aligned = near[1] - near[0] >= _ALIGNED
+        dubious[index] = not (_has_letters(parts) or (is_aligned and _is_letter_like(parts, cap)))
+    return (np.array(depths) > _FAINTEST_SHARE * usual) & ~dubious
+
+
+def _has_letters(parts: Sequence[tuple[int, int, int, int]]) -> bool:
+    """Whether most of at least four parts are about as high as each other and stand on one height, as letters do."""
+    if len(parts) < 4:
+        return False
+    _, y1, _, y2 = np.array(parts, np.float64).T
+    high, bottom = np.median(y2 - y1), np.median(y2)
+    alike = (y2 - y1 > 0.55 * high) & (y2 - y1 < 1.8 * high) & (np.abs(y2 - bottom) < 0.35 * high)
+    return bool(alike.sum() >= max(4, 0.6 * len(parts)))
+
+
+def _is_letter_like(parts: Sequence[tuple[int, int, int, int]], cap: float) -> bool:
+    """Whether the largest of the parts has the size of a letter or of a few that touch."""
+    high = max(y2 - y1 for _, y1, _, y2 in parts)
+    wide = max(x2 - x1 for x1, _, x2, _ in parts)
+    return 0.25 * cap < high < 4 * cap and wide < 6 * cap
 
 
 def _is_upright(segments: list[Segment]) -> NDArray[np.bool_]:
