@@ -21,6 +21,8 @@ FEW_MARKS = 3
 """Fewer shapes than this, which the model reads as nothing, are dust."""
 SURE = 0.85
 """Invented text is less certain than this, print that is joined by rules or lies in a shadow more."""
+BEYOND_DOUBT = 0.95
+"""Print that noise hides from all else is read as surely as this; of invented text signs alone are."""
 LEAST_SHARE = 0.5
 """Of what looks like lines, on pages with print; 16 of 18 photographs that were read by lines had less."""
 MOST_SIGNS = 2
@@ -98,7 +100,7 @@ def status_of(
     is_too_long = ink.marks < MOST_MARKS and num_characters > CHARACTERS_A_MARK * (ink.marks + 1)
     if is_too_long and confidence >= SURE:
         # Underlined or on ruled paper, a line of print is a single shape.
-        is_too_long = num_characters > _room_for(ink)
+        is_too_long = num_characters > _room_for(ink) and confidence < BEYOND_DOUBT
     return PageStatus.UNREADABLE if is_doubtful or is_too_long or is_junk else PageStatus.OK
 
 

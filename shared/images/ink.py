@@ -159,7 +159,8 @@ def _look(relief: Relief) -> PageInk:
             relief = replace(relief, threshold=level)
             if not marks:
                 marks = count(depth_HW, mask_above(depth_HW, level), alone_px=0, is_cut_close=True)
-                is_in_shadow = marks > 0
+                # What is blurred too is told by reading alone, which takes little of a crop.
+                is_in_shadow = marks > 0 or is_crop
     lines = find_lines(relief.shapes, depth_HW.shape, relief.scale_xy) if marks else ()
     return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines, is_in_shadow)
 

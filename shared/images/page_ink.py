@@ -41,9 +41,9 @@ class PageInk:
     lines: tuple[InkLine, ...] = ()
     """Where print is, from top to bottom; empty where it was not looked for, or is more than `MOST_LINES`."""
     is_in_shadow: bool = False
-    """Whether marks were found in a shadow alone, of which cloth and wood have some, too."""
+    """Whether marks were found in a shadow alone, of which cloth and wood have some, too, or a shadow may hide them."""
 
     @property
     def is_blank(self) -> bool:
-        """Whether there is nothing that could be print; noise may hide some."""
-        return self.marks == 0 and self.noise < _HIDING_NOISE
+        """Whether there is nothing that could be print; noise and shadows may hide some."""
+        return self.marks == 0 and self.noise < _HIDING_NOISE and not self.is_in_shadow

@@ -15,6 +15,8 @@ from shared.images.segments import Segment
 Row = tuple[Segment, ...]
 """Segments side by side, from left to right: a line, or the cells of a table's row."""
 
+_APART_SHARE = 0.5
+"""Of a column's width: a wider line is text."""
 _BLANK_EM = 0.75
 """White space between two rows, in em, from which they are two blocks."""
 
@@ -30,18 +32,42 @@ def reading_order(segments: Sequence[Segment], rules: Sequence[tuple[int, int, i
         Blocks of rows.
     """
     blocks: list[list[Row]] = []
-    for part in _parts(list(segments), rules):
+    for part in _parts(list(segments), rules, is_page=True):
         blocks += _blocks(_rows(part))
     return blocks
 
 
-def _parts(segments: list[Segment], rules: Sequence[tuple[int, int, int, int]]) -> list[list[Segment]]:
+def _parts(
+    segments: list[Segment], rules: Sequence[tuple[int, int, int, int]], *, is_page: bool = False
+) -> list[list[Segment]]:
     """Parts of a page each of which is read row by row."""
     columns = find_columns(segments, rules)
     if columns is None:
         return [segments] if segments else []
-    parts = columns.above, columns.left, columns.right, columns.below
-    return [each for part in parts for each in _parts([segments[index] for index in part], rules)]
+    parts = [[segments[index] for index in part] for part in (columns.above, columns.left, columns.right, columns.below)]
+    if is_page:
+        _, left, right, _ = parts
+        header, footer = _line_apart(segments, right, -1), _line_apart(segments, left, 1)
+        parts = [header, *([each for each in part if each not in header + footer] for part in parts), footer]
+    return [each for part in parts for each in _parts(part, rules)]
+
+
+def _line_apart(segments: list[Segment], column: list[Segment], side: int) -> list[Segment]:
+    """The line above (-1) or below (1) all else on a page, such as its number, where it is in a column.
+
+    Empty where it is as wide as text, or no further from it than lines are.
+    """
+    edge = 1 if side < 0 else 3
+    outermost = max(segments, key=lambda each: side * each.box[edge])
+    line = [each for each in segments if _on_row(each, [outermost])] + [outermost]
+    rest = [each for each in segments if each not in line]
+    if not rest or not all(each in column for each in line):
+        return []
+    gap = min(side * each.box[4 - edge] for each in line) - max(side * each.box[edge] for each in rest)
+    left, right = min(each.box[0] for each in column), max(each.box[2] for each in column)
+    width = max(each.box[2] for each in line) - min(each.box[0] for each in line)
+    is_apart = gap > _BLANK_EM * float(np.median([each.em_px for each in rest]))
+    return line if is_apart and width < _APART_SHARE * (right - left) else []
 
 
 def _rows(segments: list[Segment]) -> list[Row]:
