@@ -19,7 +19,7 @@ from PIL import Image
 
 from shared.images.histogram import median, percentile
 from shared.images.ink_lines import find_lines, find_shapes, label_shapes, mask_above, places_in
-from shared.images.page_ink import MOST_MARKS, PageInk
+from shared.images.page_ink import HIDING_NOISE, MOST_MARKS, PageInk
 
 # Callers look at one page for each core already.
 cv2.setNumThreads(1)
@@ -40,6 +40,8 @@ _FAINTEST = 14.0
 _FAINTEST_DIGITAL = 6.0
 """On a page that was never paper."""
 _COARSE_NOISE = 5.0
+_UNEVEN = 0.15
+"""A crop of which more differs from its paper, but has no marks, may have blurred ones in a shadow."""
 _TALLEST_PX = 250
 """Print of this height is print on images of any size: a line that was cut out at 600 dots an inch."""
 _ALONE_PX = 10
@@ -159,8 +161,10 @@ def _look(relief: Relief) -> PageInk:
             relief = replace(relief, threshold=level)
             if not marks:
                 marks = count(depth_HW, mask_above(depth_HW, level), alone_px=0, is_cut_close=True)
-                # What is blurred too is told by reading alone, which takes little of a crop.
-                is_in_shadow = marks > 0 or is_crop
+                is_in_shadow = marks > 0
+        if is_crop and not marks and noise < HIDING_NOISE and ink_ratio > _UNEVEN:
+            # Blurred print in a shadow is told by reading alone, which takes little of a crop.
+            is_in_shadow = True
     lines = find_lines(relief.shapes, depth_HW.shape, relief.scale_xy) if marks else ()
     return PageInk(min(marks, MOST_MARKS), ink_ratio, noise, lines, is_in_shadow)
 

@@ -7,7 +7,7 @@ from typing import Literal
 
 Turn = Literal[0, 90, 180, 270]
 """Degrees clockwise."""
-_HIDING_NOISE = 12.0
+HIDING_NOISE = 12.0
 """Print that is paler than some five times this is lost in the noise, so the model has to look."""
 MOST_MARKS = 64
 MOST_LINES = 1500
@@ -46,4 +46,4 @@ class PageInk:
     @property
     def is_blank(self) -> bool:
         """Whether there is nothing that could be print; noise and shadows may hide some."""
-        return self.marks == 0 and self.noise < _HIDING_NOISE and not self.is_in_shadow
+        return self.marks == 0 and self.noise < HIDING_NOISE and not self.is_in_shadow

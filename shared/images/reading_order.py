@@ -44,7 +44,9 @@ def _parts(
     columns = find_columns(segments, rules)
     if columns is None:
         return [segments] if segments else []
-    parts = [[segments[index] for index in part] for part in (columns.above, columns.left, columns.right, columns.below)]
+    parts = [
+        [segments[index] for index in part] for part in (columns.above, columns.left, columns.right, columns.below)
+    ]
     if is_page:
         _, left, right, _ = parts
         header, footer = _line_apart(segments, right, -1), _line_apart(segments, left, 1)

@@ -56,8 +56,8 @@ _FAINT_SHARE = 0.18
 _FAINTEST_SHARE = 0.3
 """Of the darkness of most print: what is fainter shines through."""
 _EDGE_SHARE, _ALIGNED = 0.012, 3
-"""Share of the page's longer side that is its edge, where dirt is, and with how many lines what is there has to begin to
-be text."""
+"""Share of the page's longer side that is its edge, where dirt is, and how many lines begin where text at the edge does
+that has few letters."""
 _UPRIGHT_EM, _UPRIGHT_LETTERS = 1.6, 6
 """Widest letter of a line that runs up or down, and how many it has at least."""
 _LEVEL_RULE_PX = 36

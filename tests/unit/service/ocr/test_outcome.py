@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.ocr.outcome import LEAST_SHARE, MANY_MARKS, MIN_CONFIDENCE, SURE, PageStatus, status_of
+from service.ocr.outcome import BEYOND_DOUBT, LEAST_SHARE, MANY_MARKS, MIN_CONFIDENCE, SURE, PageStatus, status_of
 from shared.images.page_ink import MOST_MARKS, InkLine, PageInk
 
 TEXT = "the tide was out and the boats lay on the sand"
@@ -41,6 +41,13 @@ def test_text_seen_on_a_photo_line_by_line_is_not_read(marks, confidence, is_by_
 def test_line_in_a_shadow_is_read_where_the_model_is_sure(is_in_shadow, confidence, min_confidence, expected):
     ink = replace(ink_of(MANY_MARKS - 1), is_in_shadow=is_in_shadow)
     assert status_of(ink, TEXT, confidence, min_confidence) is expected
+
+
+@pytest.mark.parametrize(
+    ("confidence", "expected"), [(BEYOND_DOUBT, PageStatus.OK), (BEYOND_DOUBT - 0.01, PageStatus.UNREADABLE)]
+)
+def test_a_line_that_noise_hides_is_read_where_the_model_is_beyond_doubt(confidence, expected):
+    assert status_of(PageInk(0, 0.05), "should reuse existing code", confidence, MIN_CONFIDENCE) is expected
 
 
 @pytest.mark.parametrize(

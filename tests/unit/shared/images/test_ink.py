@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from benchmarks.outcome_pages import BLANK_KINDS, TEXT_KINDS, Drawer, OutcomePage
 from shared.images import ink
@@ -117,6 +117,16 @@ def test_a_line_in_a_shadow_is_told_from_a_shadow() -> None:
     # Grain and cloth may look like letters; the model then has to read nothing.
     bare = [marks for kind, marks in strips if kind in {"shaded strip", "smooth strip", "back of a line"}]
     assert (len(bare), max(bare)) == (60, 0)
+
+
+def test_a_shadow_may_hide_blurred_print() -> None:
+    strip = Image.new("L", (160, 60), 255)
+    ImageDraw.Draw(strip).text((40, 14), "paid", font=ImageFont.load_default(26), fill=110)
+    light = np.linspace(0.95, 0.25, strip.width)[None, :] * np.linspace(1, 0.6, strip.height)[:, None]
+    blurred = strip.filter(ImageFilter.GaussianBlur(3))
+    ink = find_ink(Image.fromarray((np.asarray(blurred) * light).astype(np.uint8)))
+    assert (ink.marks, ink.is_in_shadow, ink.is_blank) == (0, True, False)
+    assert find_ink(Image.new("L", (160, 60), 200)).is_blank
 
 
 @pytest.mark.parametrize("darkest", [0.5, 0.8])

@@ -127,6 +127,21 @@ def test_notes_far_below_a_longer_column_are_read_with_it() -> None:
     assert order_of([*left, *right, *notes]) == [*left, *notes, *right]
 
 
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_number_below_or_above_columns_is_read_last_or_first(number: int) -> None:
+    left, right = column(40, steps(100, 18), [6, 7]), column(560, steps(100, 17), [7, 6])
+    below, above = [words(40, 620, number)], [words(900, 40, number)]
+    assert order_of([*left, *right, *below]) == [*left, *right, *below]
+    assert order_of([*left, *right, *above]) == [*above, *left, *right]
+    assert order_of([*left, *right, *below, *above]) == [*above, *left, *right, *below]
+
+
+def test_a_line_of_text_at_the_end_of_a_longer_column_is_read_with_it() -> None:
+    left, right = column(40, steps(100, 18), [6, 7]), column(560, steps(100, 15), [7, 6])
+    last = words(40, 100 + 18 * PITCH, 1)
+    assert order_of([*left, *right, last]) == [*left, last, *right]
+
+
 def test_a_level_rule_across_the_gutter_ends_columns() -> None:
     sides = [column(x, steps(top, 14), [2, 1, 2]) for x, top in ((60, 100), (420, 110))]
     above, below = (

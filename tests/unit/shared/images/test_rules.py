@@ -32,6 +32,24 @@ def test_underlined_text_is_one_line():
     assert read(sheet.image, sheet.lines).split("\n") == ["Underlined and read", "", "Not underlined"]
 
 
+@pytest.mark.parametrize("thick", [1, 2, 3])
+@pytest.mark.parametrize("text", PROSE[:2])
+def test_a_line_that_is_struck_out_is_still_a_line(thick: int, text: str):
+    sheet = Sheet()
+    for number in range(6):
+        sheet.write(100, 80 + 70 * number, text, 26)
+        left, top, right, bottom = sheet.lines[-1][1]
+        if number % 2:
+            middle = round(top + 0.62 * (bottom - top))
+            sheet.draw.line((left - 2, middle, right + 2, middle), fill=0, width=thick)
+    boxes = [segment.box for segment in find_segments(sheet.image).segments]
+    for _, (left, top, right, bottom) in sheet.lines:
+        found = [box for box in boxes if top - 4 <= (box[1] + box[3]) / 2 <= bottom + 4]
+        assert len(found) == 1
+        assert abs(found[0][0] - left) < 6
+        assert abs(found[0][2] - right) < 6
+
+
 def test_letters_keep_their_feet_where_an_underline_touches_them():
     plain, underlined = Sheet(), Sheet()
     for sheet in (plain, underlined):

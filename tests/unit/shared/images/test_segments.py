@@ -53,6 +53,25 @@ def test_lines_have_true_boxes():
     assert np.mean(overlaps) > 0.8
 
 
+def test_headings_and_numerals_at_the_edge_of_an_image_are_lines():
+    sheet = Sheet(900, 1200)
+    sheet.write(6, 8, "4 Perform now", 52)
+    for number in range(9):
+        sheet.write(6, 110 + 40 * number, PROSE[number % 3][:50])
+    for number, numeral in enumerate(("I.", "II.", "III.")):
+        sheet.write(6, 520 + 40 * number, numeral)
+        sheet.write(70, 520 + 40 * number, "of a list, wide of the edge")
+    sheet.write(6, 700, "OF", 52)
+    # Dirt at the edge.
+    sheet.draw.rectangle((2, 800, 9, 870), fill=0)
+    sheet.draw.ellipse((889, 300, 897, 330), fill=0)
+    found = read(sheet.image, sheet.lines).split("\n")
+    assert [line for line in found if line] == [
+        "4 Perform now", *(PROSE[number % 3][:50].strip() for number in range(9)),
+        *(f"{numeral} of a list, wide of the edge" for numeral in ("I.", "II.", "III.")), "OF",
+    ]  # fmt: skip
+
+
 def test_rows_are_the_same_in_larger_print():
     sheet = Sheet()
     for number, size in enumerate((14, 22, 40)):
