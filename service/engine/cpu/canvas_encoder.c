@@ -4,7 +4,7 @@
 A window, or a hundred rows, go through half a block together, so that what they need stays in the second-level
 cache. */
 
-#include "level_products.h"
+#include "level_attention.h"
 
 #define WINDOW 10
 #define MAX_LINE 320

@@ -40,7 +40,7 @@ class CompiledDecoder:
 
     Attributes:
         can_draft: Whether `step_several` and `draft` may be called.
-        steps: `compiled` and for what, and how many drafts, for the log.
+        steps: `compiled` and for what, whether by bytes, and how many drafts, for the log.
 
     Raises:
         NoLibraryError: There is no library, or it does not take such a model; says why.
@@ -61,7 +61,8 @@ class CompiledDecoder:
         self._norm, self._head = decoder.norm, None if head else pack(model.lm_head.weight)
         self._cos_PD, self._sin_PD = signed_rotary_tables(text, max_tokens)
         drafts = f", up to {MOST_DRAFTS} drafts" if self.can_draft else ""
-        self.steps = f"compiled for {self._step.build}{drafts}"
+        by_bytes = ", by bytes" if self._step.multiplies_bytes else ""
+        self.steps = f"compiled for {self._step.build}{by_bytes}{drafts}"
 
     def step(self, tokens: Sequence[int], window: DecodeWindow) -> Tensor:
         """Feed one token a row.
