@@ -21,7 +21,7 @@ from service.engine.cpu.loaded_library import NoLibraryError, load_first
 from service.engine.cpu.packed_weights import find_levels, in_panels
 from service.engine.cpu.step_library import CANVASES, Library
 
-VERSION = 2
+VERSION = 3
 """Of the library's functions; another one's is not called."""
 HEAD_DIM = 64
 ROWS = 100
