@@ -171,9 +171,14 @@ static void pass_mlp(const Block *block, float *x, int count, const Room *room) 
   }
 }
 
+/* The last row of windows has what is left of the map. */
 static void pass_block(const Block *block, float *x, int width, int count, Room *room) {
-  room->attention.count = block->windows ? WINDOW * WINDOW : count;
-  for (int window = 0; window < count / room->attention.count; window++) attend(block, x, window, width, room);
+  const int across = width / WINDOW, height = count / width;
+  const int windows = block->windows ? across * ((height + WINDOW - 1) / WINDOW) : 1;
+  for (int window = 0; window < windows; window++) {
+    room->attention.count = block->windows ? smaller_of(WINDOW, height - window / across * WINDOW) * WINDOW : count;
+    attend(block, x, window, width, room);
+  }
   pass_mlp(block, x, count, room);
 }
 

@@ -96,7 +96,7 @@ class CanvasEncoder:
         """Encode bands of rows of views, as `encode_bands` of the model does.
 
         Args:
-            bands: Of any rows.
+            bands: Of any rows, at least a window's; of one that ends within a window, this has fewer positions.
 
         Returns:
             `[N, D]` of each, float32.
@@ -117,7 +117,7 @@ class CanvasEncoder:
         # The library checks nothing: what does not fit would be read from, or written into, other memory.
         assert pixels_HWC.dtype == np.uint8
         assert pixels_HWC.shape == (height_px, config.image_size, 3)
-        assert rows * downsample % WINDOW == 0
+        assert rows * downsample >= WINDOW
         first_patch = pixels.band.first_row * downsample
         patches_1HWC = stored_positions(self._positions, rows * downsample, config.grid_size, first_patch).contiguous()
         tokens_NC = self._token_positions(pixels.band.first_row, rows, columns)
