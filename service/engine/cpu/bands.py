@@ -106,9 +106,9 @@ def band_of(view_HWC: NDArray[np.uint8], token_px: int, *, cuts_windows: bool = 
         cuts_windows: Whether the encoder takes bands that end within a window.
 
     Returns:
-        The rows, rounded up to a multiple of `BAND_PX`, or of `FINE_BAND_PX` if windows may be cut and the band is no
-        higher than low canvases and higher than a window; None for a view without content, or if its side is no multiple
-        of `BAND_PX`.
+        The rows, rounded up to a multiple of `BAND_PX`, or of `FINE_BAND_PX` if windows may be cut and the band is
+        higher than a window, but no higher than low canvases; None for a view without content, or if its side is no
+        multiple of `BAND_PX`.
     """
     side = view_HWC.shape[0]
     shown = np.flatnonzero((view_HWC != PADDING_GREY).any(axis=(1, 2)))
