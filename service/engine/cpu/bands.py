@@ -21,12 +21,15 @@ from torch import Tensor
 from shared.deepseek_ocr.forms import CHANNELS
 from shared.deepseek_ocr.geometry import PADDING_GREY
 from shared.deepseek_ocr.protocol import OcrModel
-from shared.images.canvases import BAND_PX
+from shared.images.canvases import BAND_PX, LOW_PX
 
 KEPT_ROWS = 2
 """Rows of tokens of padding that a prompt keeps above and below a band, as a view without a page has them. Without them
 nano mistakes where print begins and ends: on six drawn pages 1.9 % of the characters were others than in whole views,
 with one row 0.7 %, with two 0.13 %, with all 0.06 % (`benchmarks/LOG.md`)."""
+FINE_BAND_PX = 64
+"""Bands of low canvases are multiples of it where an encoder cuts windows: 9 % less to encode. Every row, 32 px, would
+be 13 % and read a little worse, and so would images of a line or two (`benchmarks/LOG.md`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +97,27 @@ class PartialFeatures:
         return [index for index in range(len(ids)) if index not in left_out]
 
 
-def band_of(view_HWC: NDArray[np.uint8], token_px: int) -> Band | None:
+def band_of(view_HWC: NDArray[np.uint8], token_px: int, *, cuts_windows: bool = False) -> Band | None:
     """Find the rows of a view that are not padding.
 
     Args:
         view_HWC: Square.
         token_px: Side of what a vision token shows.
+        cuts_windows: Whether the encoder takes bands that end within a window.
 
     Returns:
-        The rows, rounded up to a multiple of `BAND_PX`; None for a view without content, or if its side is not such a
-        multiple.
+        The rows, rounded up to a multiple of `BAND_PX`, or of `FINE_BAND_PX` if windows may be cut and the band is
+        higher than a window, but no higher than low canvases; None for a view without content, or if its side is no
+        multiple of `BAND_PX`.
     """
     side = view_HWC.shape[0]
     shown = np.flatnonzero((view_HWC != PADDING_GREY).any(axis=(1, 2)))
     if not len(shown) or side % BAND_PX or BAND_PX % token_px:
         return None
     first, end = int(shown[0]) // token_px, -(-(int(shown[-1]) + 1) // token_px)
-    step, rows = BAND_PX // token_px, side // token_px
+    rows, height_px = side // token_px, (end - first) * token_px
+    is_fine = cuts_windows and BAND_PX < height_px <= LOW_PX and FINE_BAND_PX % token_px == 0
+    step = (FINE_BAND_PX if is_fine else BAND_PX) // token_px
     count = -(-(end - first) // step) * step
     return Band(min(first, rows - count), count, first, end)
 

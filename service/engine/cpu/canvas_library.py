@@ -18,10 +18,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from service.engine.cpu.loaded_library import NoLibraryError, load_first
-from service.engine.cpu.packed_weights import find_levels
+from service.engine.cpu.packed_weights import find_levels, in_panels
 from service.engine.cpu.step_library import CANVASES, Library
 
-VERSION = 2
+VERSION = 3
 """Of the library's functions; another one's is not called."""
 HEAD_DIM = 64
 ROWS = 100
@@ -74,8 +74,7 @@ class Keeper:
         levels_OI, scale_O = F.pad(levels_OI, (0, 0, 0, missing)), F.pad(scale_O, (0, missing))
         outputs, inputs = levels_OI.shape
         in_a_word = 2 if is_fine else self._coarse
-        levels_OI = levels_OI.to(torch.int16 if in_a_word == 2 else torch.int8)
-        blocks = levels_OI.view(outputs // self._panel, self._panel, inputs // in_a_word, in_a_word).transpose(1, 2)
+        blocks = in_panels(levels_OI, self._panel, in_a_word)
         bias = None if bias_O is None else self.address(bias_O)
         sums = None if is_fine else self.address(levels_OI.sum(1) * scale_O)
         return Matrix(self.address(blocks), self.address(scale_O), bias, sums, inputs, outputs)

@@ -2,7 +2,7 @@
 `moe` for many tokens of one row. `canvas_prompts.py` says what shapes it takes and calls it; `step_library` builds
 it. */
 
-#include "level_products.h"
+#include "level_attention.h"
 
 #define MAX_EXPERTS 64
 

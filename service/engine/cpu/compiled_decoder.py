@@ -24,10 +24,10 @@ from shared.deepseek_ocr.answer_window import answer_window
 from shared.deepseek_ocr.draft_head import DraftHead
 from shared.deepseek_ocr.protocol import OcrModel
 
-MOST_DRAFTS, FEW_DRAFTING_ROWS = 2, 2
+MOST_DRAFTS, FEW_DRAFTING_ROWS, FEW_DRAFTING_ROWS_BY_BYTES = 2, 2, 16
 """Tokens that a step feeds with a row's newest, where a head drafts them: as many for so few rows, one for more. A step
 of few tokens is bound by reading weights, one of more by its sums, so that a further draft has to be accepted more
-often to pay (`benchmarks/engine_settings.py drafts`)."""
+often to pay (`benchmarks/engine_settings.py drafts`). By bytes a token's sums cost little, so more rows get as many."""
 
 
 class CompiledDecoder:
@@ -40,7 +40,7 @@ class CompiledDecoder:
 
     Attributes:
         can_draft: Whether `step_several` and `draft` may be called.
-        steps: `compiled` and for what, and how many drafts, for the log.
+        steps: `compiled` and for what, whether by bytes, and how many drafts, for the log.
 
     Raises:
         NoLibraryError: There is no library, or it does not take such a model; says why.
@@ -61,7 +61,8 @@ class CompiledDecoder:
         self._norm, self._head = decoder.norm, None if head else pack(model.lm_head.weight)
         self._cos_PD, self._sin_PD = signed_rotary_tables(text, max_tokens)
         drafts = f", up to {MOST_DRAFTS} drafts" if self.can_draft else ""
-        self.steps = f"compiled for {self._step.build}{drafts}"
+        by_bytes = ", by bytes" if self._step.multiplies_bytes else ""
+        self.steps = f"compiled for {self._step.build}{by_bytes}{drafts}"
 
     def step(self, tokens: Sequence[int], window: DecodeWindow) -> Tensor:
         """Feed one token a row.
@@ -93,7 +94,8 @@ class CompiledDecoder:
 
     def drafts_for(self, rows: int) -> int:
         """Tokens that are worth drafting for each of so many rows."""
-        return MOST_DRAFTS if rows <= FEW_DRAFTING_ROWS else 1
+        few = FEW_DRAFTING_ROWS_BY_BYTES if self._step.multiplies_bytes else FEW_DRAFTING_ROWS
+        return MOST_DRAFTS if rows <= few else 1
 
     def draft(self, states_BH: Tensor, newest: Sequence[int], count: int) -> list[list[int]]:
         """Propose tokens; see `CompiledStep.draft`."""

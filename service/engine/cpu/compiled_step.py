@@ -13,17 +13,20 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from service.engine.cpu.layer_weights import LayerWeights
 from service.engine.cpu.loaded_library import load_first
-from service.engine.cpu.packed_weights import find_levels
+from service.engine.cpu.packed_weights import find_levels, in_panels
 from service.engine.cpu.step_library import DECODE_STEPS, Library
+from service.engine.kernels.int8_rows import nearest_levels
 from shared.deepseek_ocr.draft_head import DraftHead
 
-VERSION = 3
+VERSION = 4
 """Of the library's functions; another one's is not called."""
 HEAD_DIM = 64
 MAX_EXPERTS, MAX_PARTS = 16, 32
@@ -66,9 +69,23 @@ def language_head(embeddings_VH: Tensor, norm_H: Tensor, weight_VH: Tensor) -> L
     return LanguageHead(embeddings_VH.detach().contiguous(), norm_H.detach().contiguous(), *rows)
 
 
+class _Form(IntEnum):
+    """Of weights, as the library knows them."""
+
+    PAIRS = 0
+    FINE = 1
+    COARSE = 2
+
+
+class _Weights(ctypes.Structure):
+    _fields_ = (*((name, ctypes.c_void_p) for name in ("numbers", "scales", "sums")), ("form", ctypes.c_int32))
+
+
 class _Layer(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("qkv", "out", "gate_up", "down", "router")),
+        *((name, _Weights) for name in ("qkv", "out")),
+        *((name, ctypes.POINTER(_Weights)) for name in ("gate_up", "down")),
+        *((name, ctypes.c_void_p) for name in ("router", "before", "between")),
         *((name, ctypes.c_int32) for name in ("width", "parts", "experts", "top_k", "normalise")),
         ("scale", ctypes.c_float),
     )
@@ -77,22 +94,30 @@ class _Layer(ctypes.Structure):
 class _Decoder(ctypes.Structure):
     _fields_ = (
         ("layers", ctypes.POINTER(_Layer)),
-        *((name, ctypes.c_void_p) for name in ("embeddings", "norm", "head", "scales")),
+        *((name, ctypes.c_void_p) for name in ("embeddings", "norm")),
+        ("head", _Weights),
         *((name, ctypes.c_int32) for name in ("num_layers", "hidden", "heads", "vocabulary")),
         ("eps", ctypes.c_float),
     )
 
 
 class _Room(ctypes.Structure):
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("wide", "normed", "some", "factors", "scores", "chosen"))
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in ("wide", "normed", "some", "factors", "scores", "chosen", "levels", "scales", "lows")
+    )
 
 
 class _DraftHead(ctypes.Structure):
-    _fields_ = (("mix", ctypes.c_void_p), ("mlp", _Layer), ("norm", ctypes.c_void_p))
+    _fields_ = (("mix", _Weights), ("mlp", _Layer), ("norm", ctypes.c_void_p))
 
 
 class CompiledStep:
-    """A decoder's layers, and its heads, as the library takes them: a copy in bfloat16.
+    """A decoder's layers, and its heads, as the library takes them: a copy.
+
+    Weights are bfloat16. Where the processor multiplies bytes and all of the layers' weights are int8 rows with scales,
+    their levels are kept, and what they multiply is rounded to bytes; so are a draft head's, which changes no text. The
+    language head's levels are exact in any form, and what these multiply is then rounded to 15 bits.
 
     Args:
         library: From `load`.
@@ -103,6 +128,7 @@ class CompiledStep:
 
     Attributes:
         build: For which processors the library was built.
+        multiplies_bytes: Whether layers are computed by bytes.
     """
 
     def __init__(
@@ -116,15 +142,20 @@ class CompiledStep:
         self._step, self._draft = library.decode_step, library.draft_tokens
         self._lanes: int = library.decode_step_lanes()
         self.build = "AVX-512" if self._lanes == 16 else "AVX2"
-        self._kept: list[Tensor] = []
-        described = [self._describe(layer) for layer in layers]
+        self._panel: int = library.decode_step_panel()
+        self._kept: list[Any] = []
+        in_levels = [self._describe_levels(layer) for layer in layers] if self._panel else [None]
+        described = [each for each in in_levels if each is not None]
+        self.multiplies_bytes = len(described) == len(layers)
+        if not self.multiplies_bytes:
+            described = [self._describe(layer.folded()) for layer in layers]
         self._hidden = layers[0].out.shape[0]
         self._vocabulary = 0 if head is None else len(head.levels_VH)
         # 4: the gates and ups of a draft head.
         self._widest = max(4 * self._hidden, self._vocabulary, *(2 * each.width for each in described))
         self._layers = (_Layer * len(described))(*described)
         heads = self._hidden // HEAD_DIM
-        outputs = (None,) * 4 if head is None else self._describe_outputs(head)
+        outputs = (None, None, _Weights()) if head is None else self._describe_outputs(head)
         self._decoder = _Decoder(self._layers, *outputs, len(described), self._hidden, heads, self._vocabulary, eps)
         self._drafts = None if drafts is None else self._describe_drafts(drafts)
         self._room, self._room_tensors = _Room(), list[Tensor]()
@@ -225,16 +256,19 @@ class CompiledStep:
                 torch.empty(tokens, MAX_PARTS),
                 torch.empty(MAX_TOKENS, capacity + 16),
                 torch.empty(tokens, dtype=torch.int32),
+                torch.empty(tokens, self._widest, dtype=torch.int16),
+                *(torch.empty(tokens) for _ in range(2)),
             ]
             self._room = _Room(*(each.data_ptr() for each in self._room_tensors))
 
-    def _describe_outputs(self, head: LanguageHead) -> list[int]:
-        return [
-            self._keep(head.embeddings_VH),
-            self._keep(head.norm_H),
-            self._lay_out(head.levels_VH),
-            self._keep(head.scale_V.float().contiguous()),
-        ]
+    def _describe_outputs(self, head: LanguageHead) -> tuple[int, int, _Weights]:
+        embeddings, norm = self._keep(head.embeddings_VH), self._keep(head.norm_H)
+        scale_V = head.scale_V.float()
+        if self.multiplies_bytes and len(scale_V) % self._panel == 0:
+            return embeddings, norm, self._levels(head.levels_VH, scale_V, _Form.FINE)
+        levels = self._pairs(head.levels_VH)
+        levels.scales = self._keep(scale_V)
+        return embeddings, norm, levels
 
     def _describe_drafts(self, head: DraftHead) -> _DraftHead:
         """With the norms' weights multiplied into the matrices that follow."""
@@ -243,27 +277,79 @@ class CompiledStep:
         assert head.gate_up.weight.shape == (4 * hidden, hidden)
         assert head.down.weight.shape == (hidden, 2 * hidden)
         mix = head.mix.weight * torch.cat([ones_H, head.token_norm.weight])
-        mlp = _Layer(gate_up=self._lay_out(head.gate_up.weight * head.mlp_norm.weight))
-        mlp.down, mlp.width, mlp.parts = self._lay_out(head.down.weight), head.down.in_features, 1
-        return _DraftHead(self._lay_out(mix), mlp, self._keep(head.norm.weight.detach().contiguous()))
+        mlp = _Layer(width=head.down.in_features, parts=1)
+        mlp.gate_up = self._array([self._drafting(head.gate_up.weight * head.mlp_norm.weight)])
+        mlp.down = self._array([self._drafting(head.down.weight)])
+        return _DraftHead(self._drafting(mix), mlp, self._keep(head.norm.weight))
+
+    def _drafting(self, weight_OI: Tensor) -> _Weights:
+        if not self.multiplies_bytes:
+            return self._pairs(weight_OI)
+        return self._levels(*nearest_levels(weight_OI.detach()), _Form.COARSE)
 
     def _describe(self, layer: LayerWeights) -> _Layer:
-        hidden, width = layer.down.shape
-        by_part = layer.gate_up.view(2, layer.parts, -1, hidden).transpose(0, 1).reshape(2 * width, hidden)
-        downs = layer.down.view(hidden, layer.parts, -1).transpose(0, 1).reshape(hidden * layer.parts, -1)
-        matrices = [self._lay_out(each) for each in (layer.qkv, layer.out, by_part, downs)]
-        router = None if layer.router is None else self._keep(layer.router.detach().float().contiguous())
-        experts = 0 if layer.router is None else len(layer.router)
-        return _Layer(*matrices, router, width, layer.parts, experts, layer.top_k, layer.normalise, layer.scale)
+        gates_ups = [self._pairs(each) for each in _gates_ups(layer)]
+        downs = [self._pairs(each) for each in layer.down.chunk(layer.parts, dim=1)]
+        return self._layer(layer, self._pairs(layer.qkv), self._pairs(layer.out), gates_ups, downs)
 
-    def _lay_out(self, weight_OI: Tensor) -> int:
+    def _describe_levels(self, layer: LayerWeights) -> _Layer | None:
+        """The layer in levels; None if its weights are none."""
+        experts = 0 if layer.router is None else len(layer.router)
+        width = layer.down.shape[1] // layer.parts
+        if layer.before_H is None or layer.between_H is None or width % self._panel:
+            return None
+        downs = [find_levels(each.contiguous()) for each in layer.down.split(width, dim=1)[:experts]]
+        # What every token passes is one matrix in parts, so that its scales are of all of them.
+        common = layer.down[:, experts * width :]
+        found = find_levels(common.contiguous()) if common.numel() else None
+        if found:
+            downs += [(levels_OI, found[1]) for levels_OI in found[0].split(width, dim=1)]
+        others = [find_levels(each.detach().contiguous()) for each in (layer.qkv, layer.out, *_gates_ups(layer))]
+        if len(downs) < layer.parts or None in downs or None in others:
+            return None
+        qkv, out, *gates_ups = (self._levels(*each, _Form.COARSE) for each in others if each)
+        described = self._layer(
+            layer, qkv, out, gates_ups, [self._levels(*each, _Form.COARSE) for each in downs if each]
+        )
+        described.before, described.between = self._keep(layer.before_H), self._keep(layer.between_H)
+        return described
+
+    def _layer(
+        self, layer: LayerWeights, qkv: _Weights, out: _Weights, gates_ups: list[_Weights], downs: list[_Weights]
+    ) -> _Layer:
+        described = _Layer(qkv, out, self._array(gates_ups), self._array(downs))
+        if layer.router is not None:
+            described.router, described.experts = self._keep(layer.router.float()), len(layer.router)
+        described.width, described.parts, described.top_k = layer.down.shape[1], layer.parts, layer.top_k
+        described.normalise, described.scale = layer.normalise, layer.scale
+        return described
+
+    def _pairs(self, weight_OI: Tensor) -> _Weights:
         outputs, inputs = weight_OI.shape
-        blocks = weight_OI.detach().bfloat16().view(outputs // self._lanes, self._lanes, inputs // 2, 2)
-        return self._keep(blocks.transpose(1, 2).contiguous())
+        blocks = weight_OI.detach().bfloat16().reshape(outputs // self._lanes, self._lanes, inputs // 2, 2)
+        return _Weights(self._keep(blocks.transpose(1, 2)), form=_Form.PAIRS)
+
+    def _levels(self, levels_OI: Tensor, scale_O: Tensor, form: _Form) -> _Weights:
+        blocks = in_panels(levels_OI.contiguous(), self._panel, 4 if form is _Form.COARSE else 2)
+        sums = self._keep(levels_OI.sum(1) * scale_O) if form is _Form.COARSE else None
+        return _Weights(self._keep(blocks), self._keep(scale_O), sums, form)
+
+    def _array(self, weights: list[_Weights]) -> ctypes.Array[_Weights]:
+        array = (_Weights * len(weights))(*weights)
+        self._kept.append(array)
+        return array
 
     def _keep(self, tensor: Tensor) -> int:
+        """Where a tensor's numbers are, in their order."""
+        tensor = tensor.detach().contiguous()
         self._kept.append(tensor)
         return tensor.data_ptr()
+
+
+def _gates_ups(layer: LayerWeights) -> list[Tensor]:
+    """Of each part, `[2 * width, H]`."""
+    gates, ups = (each.chunk(layer.parts) for each in layer.gate_up.chunk(2))
+    return [torch.cat(each) for each in zip(gates, ups, strict=True)]
 
 
 def can_compile(layers: Sequence[LayerWeights], head_dim: int) -> bool:

@@ -1,23 +1,31 @@
 /* A token for every row, or several, through a small decoder: the arithmetic of `rounded_decoder` in one call. And the
    tokens that a draft head proposes (`shared/deepseek_ocr/draft_head.py`).
 
-Weights, keys and values are bfloat16, all else float32: processors without tiles add up products of widened numbers
-faster than those of pairs of bfloat16. `compiled_step` says what shapes it takes and calls it; `step_library` builds it.
+Keys and values are bfloat16, and so are weights, all else float32: processors without tiles add up products of widened
+numbers faster than those of pairs of bfloat16. Where a processor multiplies bytes, weights may be levels
+(`level_products.h`) instead. `compiled_step` says what shapes it takes and calls it; `step_library` builds it.
 Each token is computed, bit for bit, as if it were alone: sums have one order, however many tokens share the weights and
 keys that are read for them. So the compiler must not join products and sums where the source does not.
 
-Weights [O, I] are laid out [O / LANES][I / 2][LANES][2], so that one register holds two inputs of LANES outputs. */
+Weights [O, I] in bfloat16 are laid out [O / LANES][I / 2][LANES][2], so that one register holds two inputs of LANES
+outputs. */
 
 #include <math.h>
 #include <string.h>
 
 #include "lanes.h"
-
+#if defined(__AVX512VNNI__)
+#include "level_products.h"
+#define TAKES_LEVELS 1
+#else
+#define TAKES_LEVELS 0
 #define HEAD 64
+#define AHEAD 4096 /* Bytes that are fetched before they are used: the processor itself does not look beyond a page. */
+#endif
+
 #define MAX_EXPERTS 16
 #define MAX_PARTS 32
 #define MAX_TOKENS 4 /* Of a row in one call. */
-#define AHEAD 4096 /* Bytes that are fetched before they are used: the processor itself does not look beyond a page. */
 #if LANES == 16
 #define ROWS_AT_ONCE 8 /* Whose sums stay in registers. */
 #else
@@ -26,10 +34,21 @@ Weights [O, I] are laid out [O / LANES][I / 2][LANES][2], so that one register h
 
 typedef uint16_t bf16;
 
+/* bfloat16, or levels and what `Matrix` has of them: fine ones are multiplied by fine ones. */
+typedef enum { PAIRS, FINE, COARSE } Form;
+
 typedef struct {
-  const bf16 *qkv, *out;
-  const bf16 *gate_up, *down; /* Part by part, gates before ups. */
+  const void *numbers;
+  const float *scales; /* of the outputs; NULL: none */
+  const float *sums;   /* NULL unless coarse */
+  int32_t form;
+} Weights;
+
+typedef struct {
+  Weights qkv, out;
+  const Weights *gate_up, *down; /* Of each part, gates before ups. */
   const float *router; /* NULL: no experts */
+  const float *before, *between; /* of the norms; NULL: in the matrices that follow */
   int32_t width, parts, experts, top_k, normalise;
   float scale;
 } Layer;
@@ -37,14 +56,13 @@ typedef struct {
 typedef struct {
   const Layer *layers;
   const float *embeddings, *norm;
-  const bf16 *head;    /* Levels of 8 bits. NULL: hidden states and logits are not wanted. */
-  const float *scales; /* Of the head's outputs. */
+  Weights head; /* No numbers: hidden states and logits are not wanted. */
   int32_t num_layers, hidden, heads, vocabulary;
   float eps;
 } Decoder;
 
 typedef struct {
-  const bf16 *mix;
+  Weights mix;
   Layer mlp;
   const float *norm;
 } DraftHead;
@@ -56,12 +74,16 @@ typedef struct {
   float *factors;       /* [tokens, MAX_PARTS] */
   float *scores;        /* [MAX_TOKENS, capacity + 16] */
   int32_t *chosen;      /* [tokens] */
+  /* What is multiplied by levels: [tokens, widest input], fine or coarse, and two numbers of each token. */
+  int16_t *levels;
+  float *scales, *lows;
 } Room;
 
-int32_t decode_step_version(void) { return 3; }
+int32_t decode_step_version(void) { return 4; }
 
-/* Outputs whose weights are laid out together. */
+/* Outputs whose weights are laid out together, in bfloat16 and as levels; 0: these are not taken. */
 int32_t decode_step_lanes(void) { return LANES; }
+int32_t decode_step_panel(void) { return TAKES_LEVELS * 2 * LANES; }
 
 /* Two registers of every other number each. */
 typedef struct {
@@ -83,7 +105,7 @@ static void round_all(const float *from, bf16 *to, int count) {
   }
 }
 
-INLINE void product_block(const bf16 *weights, int inputs, const float *x, const int rows, float *y, int outputs) {
+INLINE void pairs_block(const bf16 *weights, int inputs, const float *x, const int rows, float *y, int outputs) {
   /* Two sums each, as one would wait for itself. */
   Floats even[ROWS_AT_ONCE], odd[ROWS_AT_ONCE];
   for (int t = 0; t < rows; t++) even[t] = odd[t] = all(0.0f);
@@ -98,7 +120,7 @@ INLINE void product_block(const bf16 *weights, int inputs, const float *x, const
   for (int t = 0; t < rows; t++) store(even[t] + odd[t], y + (size_t)t * outputs);
 }
 
-static void product(const bf16 *weights, int outputs, int inputs, const float *x, int rows, float *y) {
+static void product_of_pairs(const bf16 *weights, int outputs, int inputs, const float *x, int rows, float *y) {
   /* Parts of nearly equal size: few rows cost as much as some more. */
   const int parts = (rows + ROWS_AT_ONCE - 1) / ROWS_AT_ONCE;
   for (int o = 0; o < outputs; o += LANES)
@@ -108,25 +130,69 @@ static void product(const bf16 *weights, int outputs, int inputs, const float *x
       const float *some = x + (size_t)t * inputs;
       float *to = y + (size_t)t * outputs + o;
       switch (rows * (part + 1) / parts - t) { /* Constants, so that all sums stay in registers. */
-        case 1: product_block(w, inputs, some, 1, to, outputs); break;
-        case 2: product_block(w, inputs, some, 2, to, outputs); break;
-        case 3: product_block(w, inputs, some, 3, to, outputs); break;
-        case 4: product_block(w, inputs, some, 4, to, outputs); break;
-        case 5: product_block(w, inputs, some, 5, to, outputs); break;
+        case 1: pairs_block(w, inputs, some, 1, to, outputs); break;
+        case 2: pairs_block(w, inputs, some, 2, to, outputs); break;
+        case 3: pairs_block(w, inputs, some, 3, to, outputs); break;
+        case 4: pairs_block(w, inputs, some, 4, to, outputs); break;
+        case 5: pairs_block(w, inputs, some, 5, to, outputs); break;
 #if ROWS_AT_ONCE > 6
-        case 6: product_block(w, inputs, some, 6, to, outputs); break;
-        case 7: product_block(w, inputs, some, 7, to, outputs); break;
+        case 6: pairs_block(w, inputs, some, 6, to, outputs); break;
+        case 7: pairs_block(w, inputs, some, 7, to, outputs); break;
 #endif
-        default: product_block(w, inputs, some, ROWS_AT_ONCE, to, outputs); break;
+        default: pairs_block(w, inputs, some, ROWS_AT_ONCE, to, outputs); break;
       }
     }
 }
 
-static void normalise(const float *x, float *y, int hidden, float eps) {
+#if TAKES_LEVELS
+static void product_of_levels(const Weights *weights, int outputs, int inputs, const float *x, int rows, float *y,
+                              const Room *room) {
+  const Matrix matrix = {weights->numbers, weights->scales, NULL, weights->sums, inputs, outputs};
+  if (weights->form == COARSE) {
+    const CoarseRows coarse = {room->levels, room->scales, room->lows};
+    quantise_rows(x, rows, inputs, &coarse);
+    linear(&matrix, &coarse, rows, y);
+    return;
+  }
+  const Rows fine = {room->levels, room->scales};
+  for (int t = 0; t < rows; t++) {
+    const float *row = x + (size_t)t * inputs;
+    Floats zeros = all(0.0f);
+    for (int i = 0; i < inputs; i += LANES) zeros += load(row + i) * 0.0f;
+    /* Levels are numbers, whatever they were made of. */
+    fine.scales[t] = quantise(row, fine.levels + (size_t)t * inputs, inputs, 1.0f, levels_for(inputs)) + sum_of(zeros);
+  }
+  linear_of_fine(&matrix, &fine, rows, y);
+}
+#else
+static void product_of_levels(const Weights *weights, int outputs, int inputs, const float *x, int rows, float *y,
+                              const Room *room) {
+  (void)weights, (void)outputs, (void)inputs, (void)x, (void)rows, (void)y, (void)room;
+}
+#endif
+
+static void multiply_all(const Weights *weights, int outputs, int inputs, const float *x, int rows, float *y,
+                         const Room *room) {
+  if (weights->form != PAIRS) {
+    product_of_levels(weights, outputs, inputs, x, rows, y, room);
+    return;
+  }
+  product_of_pairs(weights->numbers, outputs, inputs, x, rows, y);
+  for (int t = 0; weights->scales && t < rows; t++) {
+    float *row = y + (size_t)t * outputs;
+    for (int o = 0; o < outputs; o += LANES) store(load(row + o) * load(weights->scales + o), row + o);
+  }
+}
+
+/* weight: NULL for none. */
+static void normalise(const float *x, const float *weight, float *y, int hidden, float eps) {
   Floats squares = all(0.0f);
   for (int i = 0; i < hidden; i += LANES) squares = fused(load(x + i), load(x + i), squares);
   const float factor = 1.0f / sqrtf(sum_of(squares) / (float)hidden + eps);
-  for (int i = 0; i < hidden; i += LANES) store(load(x + i) * factor, y + i);
+  if (weight)
+    for (int i = 0; i < hidden; i += LANES) store(load(x + i) * factor * load(weight + i), y + i);
+  else
+    for (int i = 0; i < hidden; i += LANES) store(load(x + i) * factor, y + i);
 }
 
 /* Scores of tokens with `count` keys, and of some more with the last. queries [tokens, HEAD]: as
@@ -262,13 +328,11 @@ static void activate(float *gates, int width, float factor) {
   }
 }
 
+#if !TAKES_LEVELS
 static void add(float *x, const float *y, int count) {
   for (int i = 0; i < count; i += LANES) store(load(x + i) + load(y + i), x + i);
 }
-
-static void multiply(float *x, const float *factors, int count) {
-  for (int i = 0; i < count; i += LANES) store(load(x + i) * load(factors + i), x + i);
-}
+#endif
 
 /* Add an MLP's parts to x [tokens, hidden], each for the tokens that have a factor of it. normed [tokens, hidden]. */
 static void mix(const Layer *layer, int tokens, int hidden, const float *normed, float *x, const Room *room) {
@@ -286,20 +350,19 @@ static void mix(const Layer *layer, int tokens, int hidden, const float *normed,
         room->chosen[count++] = t;
       }
     if (!count) continue;
-    product(layer->gate_up + (size_t)p * 2 * width * hidden, 2 * width, hidden, room->some, count, room->wide);
+    multiply_all(layer->gate_up + p, 2 * width, hidden, room->some, count, room->wide, room);
     for (int i = 0; i < count; i++) {
       float *gates = room->wide + (size_t)i * 2 * width;
       activate(gates, width, room->factors[room->chosen[i] * MAX_PARTS + p]);
       memmove(room->wide + (size_t)i * width, gates, width * sizeof *gates);
     }
-    product(layer->down + (size_t)p * hidden * width, hidden, width, room->wide, count, room->some);
+    multiply_all(layer->down + p, hidden, width, room->wide, count, room->some, room);
     for (int i = 0; i < count; i++) add(x + (size_t)room->chosen[i] * hidden, room->some + (size_t)i * hidden, hidden);
   }
 }
 
-static void score(const Decoder *decoder, const float *states, int count, float *logits) {
-  product(decoder->head, decoder->vocabulary, decoder->hidden, states, count, logits);
-  for (int t = 0; t < count; t++) multiply(logits + (size_t)t * decoder->vocabulary, decoder->scales, decoder->vocabulary);
+static void score(const Decoder *decoder, const float *states, int count, float *logits, const Room *room) {
+  multiply_all(&decoder->head, decoder->vocabulary, decoder->hidden, states, count, logits, room);
 }
 
 /* Tokens of one row follow one another; T are those of all rows.
@@ -319,8 +382,8 @@ void decode_step(const Decoder *decoder, int32_t rows, const int32_t *counts, co
   for (int l = 0; l < decoder->num_layers; l++) {
     const Layer *layer = decoder->layers + l;
     for (int t = 0; t < tokens; t++)
-      normalise(x + (size_t)t * hidden, normed + (size_t)t * hidden, hidden, decoder->eps);
-    product(layer->qkv, 3 * hidden, hidden, normed, tokens, wide);
+      normalise(x + (size_t)t * hidden, layer->before, normed + (size_t)t * hidden, hidden, decoder->eps);
+    multiply_all(&layer->qkv, 3 * hidden, hidden, normed, tokens, wide, room);
     for (int row = 0, t = 0; row < rows; t += counts[row++])
       for (int n = 0; n < heads; n++) {
         float queries[MAX_TOKENS * HEAD], turned[HEAD];
@@ -339,18 +402,16 @@ void decode_step(const Decoder *decoder, int32_t rows, const int32_t *counts, co
         attend(queries, counts[row], keys, values, cells[row] + 1, normed + (size_t)t * hidden + n * HEAD, hidden,
                room->scores, capacity + 16);
       }
-    product(layer->out, hidden, hidden, normed, tokens, wide);
+    multiply_all(&layer->out, hidden, hidden, normed, tokens, wide, room);
     add(x, wide, tokens * hidden);
     for (int t = 0; t < tokens; t++)
-      normalise(x + (size_t)t * hidden, normed + (size_t)t * hidden, hidden, decoder->eps);
+      normalise(x + (size_t)t * hidden, layer->between, normed + (size_t)t * hidden, hidden, decoder->eps);
     mix(layer, tokens, hidden, normed, x, room);
   }
-  if (!decoder->head) return;
-  for (int t = 0; t < tokens; t++) {
-    normalise(x + (size_t)t * hidden, states + (size_t)t * hidden, hidden, decoder->eps);
-    multiply(states + (size_t)t * hidden, decoder->norm, hidden);
-  }
-  score(decoder, states, tokens, logits);
+  if (!decoder->head.numbers) return;
+  for (int t = 0; t < tokens; t++)
+    normalise(x + (size_t)t * hidden, decoder->norm, states + (size_t)t * hidden, hidden, decoder->eps);
+  score(decoder, states, tokens, logits, room);
 }
 
 /* Of numbers, the first of the highest. */
@@ -373,17 +434,15 @@ void draft_tokens(const Decoder *decoder, const DraftHead *head, int32_t rows, i
       const int32_t token = d ? drafted[t * drafts + d - 1] : newest[t];
       float *both = wide + (size_t)t * 2 * hidden;
       memcpy(both, states + (size_t)t * hidden, hidden * sizeof *both);
-      normalise(decoder->embeddings + (size_t)token * hidden, both + hidden, hidden, decoder->eps);
+      normalise(decoder->embeddings + (size_t)token * hidden, NULL, both + hidden, hidden, decoder->eps);
     }
-    product(head->mix, hidden, 2 * hidden, wide, rows, states);
+    multiply_all(&head->mix, hidden, 2 * hidden, wide, rows, states, room);
     for (int t = 0; t < rows; t++)
-      normalise(states + (size_t)t * hidden, normed + (size_t)t * hidden, hidden, decoder->eps);
+      normalise(states + (size_t)t * hidden, NULL, normed + (size_t)t * hidden, hidden, decoder->eps);
     mix(&head->mlp, rows, hidden, normed, states, room);
-    for (int t = 0; t < rows; t++) {
-      normalise(states + (size_t)t * hidden, states + (size_t)t * hidden, hidden, decoder->eps);
-      multiply(states + (size_t)t * hidden, head->norm, hidden);
-    }
-    score(decoder, states, rows, wide);
+    for (int t = 0; t < rows; t++)
+      normalise(states + (size_t)t * hidden, head->norm, states + (size_t)t * hidden, hidden, decoder->eps);
+    score(decoder, states, rows, wide, room);
     for (int t = 0; t < rows; t++)
       drafted[t * drafts + d] = highest(wide + (size_t)t * decoder->vocabulary, decoder->vocabulary);
   }

@@ -1,4 +1,4 @@
-"""A decoder's layers as few matrices: all experts of a layer as one MLP, norms' weights multiplied in.
+"""A decoder's layers as few matrices: all experts of a layer as one MLP, norms' weights multiplied in if wanted.
 
 For the decoders of canvases, in torch and compiled. Knows the model's modules.
 
@@ -20,7 +20,7 @@ from shared.deepseek_ocr.protocol import OcrModel
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """A layer's matrices, `[O, I]`, float32, with the norms' weights multiplied in."""
+    """A layer's matrices, `[O, I]`, float32."""
 
     qkv: Tensor
     out: Tensor
@@ -33,6 +33,19 @@ class LayerWeights:
     top_k: int = 0
     normalise: bool = False
     scale: float = 1.0
+    before_H: Tensor | None = None
+    """Weights of the norm before attention; None: multiplied into the matrix that follows."""
+    between_H: Tensor | None = None
+    """Of the norm before the MLP; None: as above."""
+
+    def folded(self) -> LayerWeights:
+        """The layer with the norms' weights multiplied into the matrices."""
+        before_H, between_H = self.before_H, self.between_H
+        if before_H is None or between_H is None:
+            return self
+        router = None if self.router is None else (self.router * between_H).detach()
+        qkv, gate_up = self.qkv * before_H, self.gate_up * between_H
+        return replace(self, qkv=qkv, gate_up=gate_up, router=router, before_H=None, between_H=None)
 
 
 def join_layers(model: OcrModel) -> list[LayerWeights]:
@@ -42,21 +55,22 @@ def join_layers(model: OcrModel) -> list[LayerWeights]:
 
 def _join_layer(layer: DecoderLayer) -> LayerWeights:
     attention, mlp = layer.self_attn, layer.mlp
-    before_H, between_H = layer.input_layernorm.weight, layer.post_attention_layernorm.weight
     gates, ups, downs = _parts(mlp)
     joined = LayerWeights(
-        qkv=torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]) * before_H,
+        qkv=torch.cat([attention.q_proj.weight, attention.k_proj.weight, attention.v_proj.weight]),
         out=attention.o_proj.weight,
-        gate_up=torch.cat([*gates, *ups]) * between_H,
+        gate_up=torch.cat([*gates, *ups]),
         down=torch.cat(downs, dim=1),
         router=None,
+        before_H=layer.input_layernorm.weight,
+        between_H=layer.post_attention_layernorm.weight,
     )
     if not isinstance(mlp, MixtureOfExperts):
         return joined
     gate, width = mlp.gate, mlp.experts.down_proj.shape[2]
     return replace(
         joined,
-        router=(gate.weight * between_H).detach(),
+        router=gate.weight.detach(),
         parts=joined.down.shape[1] // width,
         top_k=gate.top_k,
         normalise=gate.norm_topk_prob,

@@ -19,9 +19,7 @@ fine ones, four bytes. */
 #define ROWS 100 /* that go through a layer together */
 #define WEIGHT_LEVELS 127
 #define MOST_LEVELS 32767
-/* HEAD products of both fit into 31 bits. */
-#define QUERY_LEVELS 8191
-#define KEY_LEVELS 4095
+#define AHEAD 4096 /* Bytes that are fetched before they are used: the processor itself does not look beyond a page. */
 
 #if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
 #define COARSE_IN_A_WORD 4
@@ -93,19 +91,20 @@ INLINE Ints word_at(const char *x) {
   return word - (Ints){};
 }
 
-/* BLOCK rows and PANEL outputs. */
-INLINE void product_block(const Matrix *matrix, int panel, const Inputs *inputs, int row, float *y, int y_step,
-                          const int are_bytes) {
+/* Some rows, BLOCK at most, and PANEL outputs. */
+INLINE void product_block(const Matrix *matrix, int panel, const Inputs *inputs, int row, const int rows, float *y,
+                          int y_step, const int are_bytes) {
   Ints sums[BLOCK][2];
-  for (int t = 0; t < BLOCK; t++) sums[t][0] = sums[t][1] = (Ints){};
+  for (int t = 0; t < rows; t++) sums[t][0] = sums[t][1] = (Ints){};
   const size_t step = (size_t)inputs->step * 4;
   const char *weights = (const char *)matrix->levels + (size_t)panel * PANEL * matrix->inputs * (are_bytes ? 1 : 2);
   for (int s = 0; s < inputs->segments; s++) {
     const char *x = (const char *)inputs->x + row * step + (size_t)s * inputs->segment_step * 4;
     for (int k = 0; k < inputs->words; k++, weights += 4 * PANEL, x += 4) {
       const Ints a = *(const Ints *)weights, b = *(const Ints *)(weights + 4 * LANES);
+      for (int at = 0; at < 4 * PANEL; at += 64) _mm_prefetch(weights + AHEAD + at, _MM_HINT_T0);
 #pragma GCC unroll 10
-      for (int t = 0; t < BLOCK; t++) {
+      for (int t = 0; t < rows; t++) {
         const Ints word = word_at(x + t * step);
         sums[t][0] = are_bytes ? add_bytes(sums[t][0], a, word) : add_fine(sums[t][0], a, word);
         sums[t][1] = are_bytes ? add_bytes(sums[t][1], b, word) : add_fine(sums[t][1], b, word);
@@ -115,7 +114,7 @@ INLINE void product_block(const Matrix *matrix, int panel, const Inputs *inputs,
   for (int half = 0; half < 2; half++) {
     const int o = panel * PANEL + half * LANES;
     const Floats scale = load(matrix->scales + o), bias = matrix->bias ? load(matrix->bias + o) : all(0.0f);
-    for (int t = 0; t < BLOCK; t++) {
+    for (int t = 0; t < rows; t++) {
       Floats sum = __builtin_convertvector(sums[t][half], Floats) * (scale * inputs->scales[row + t]) + bias;
       if (inputs->lows) sum += load(matrix->sums + o) * inputs->lows[row + t];
       store(sum, y + (size_t)(row + t) * y_step + o);
@@ -123,15 +122,36 @@ INLINE void product_block(const Matrix *matrix, int panel, const Inputs *inputs,
   }
 }
 
-/* All outputs of some rows, and of those that fill the last block, for which there must be room. */
-static void product(const Matrix *matrix, const Inputs *inputs, int rows, float *y, int y_step) {
+/* All outputs of some rows. */
+INLINE void product_of(const Matrix *matrix, const Inputs *inputs, int rows, float *y, int y_step, const int are_bytes) {
+  /* Parts of nearly equal size: few rows wait for their sums, and for weights. */
+  const int parts = (rows + BLOCK - 1) / BLOCK;
   for (int panel = 0; panel < matrix->outputs / PANEL; panel++)
-    for (int row = 0; row < rows; row += BLOCK) product_block(matrix, panel, inputs, row, y, y_step, 0);
+    for (int part = 0; part < parts; part++) {
+      const int row = rows * part / parts;
+      switch (rows * (part + 1) / parts - row) { /* Constants, so that all sums stay in registers. */
+        case 1: product_block(matrix, panel, inputs, row, 1, y, y_step, are_bytes); break;
+        case 2: product_block(matrix, panel, inputs, row, 2, y, y_step, are_bytes); break;
+        case 3: product_block(matrix, panel, inputs, row, 3, y, y_step, are_bytes); break;
+        case 4: product_block(matrix, panel, inputs, row, 4, y, y_step, are_bytes); break;
+#if BLOCK > 5
+        case 5: product_block(matrix, panel, inputs, row, 5, y, y_step, are_bytes); break;
+        case 6: product_block(matrix, panel, inputs, row, 6, y, y_step, are_bytes); break;
+        case 7: product_block(matrix, panel, inputs, row, 7, y, y_step, are_bytes); break;
+        case 8: product_block(matrix, panel, inputs, row, 8, y, y_step, are_bytes); break;
+        case 9: product_block(matrix, panel, inputs, row, 9, y, y_step, are_bytes); break;
+#endif
+        default: product_block(matrix, panel, inputs, row, BLOCK, y, y_step, are_bytes); break;
+      }
+    }
+}
+
+static void product(const Matrix *matrix, const Inputs *inputs, int rows, float *y, int y_step) {
+  product_of(matrix, inputs, rows, y, y_step, 0);
 }
 
 static void product_of_bytes(const Matrix *matrix, const Inputs *inputs, int rows, float *y, int y_step) {
-  for (int panel = 0; panel < matrix->outputs / PANEL; panel++)
-    for (int row = 0; row < rows; row += BLOCK) product_block(matrix, panel, inputs, row, y, y_step, 1);
+  product_of(matrix, inputs, rows, y, y_step, 1);
 }
 
 /* Fine levels of rows, and a scale for each. */
@@ -145,10 +165,6 @@ typedef struct {
   void *levels;
   float *scales, *lows;
 } CoarseRows;
-
-INLINE int padded(int count, int multiple) { return (count + multiple - 1) / multiple * multiple; }
-INLINE int larger_of(int a, int b) { return a > b ? a : b; }
-INLINE int smaller_of(int a, int b) { return a < b ? a : b; }
 
 /* Bytes of a row of coarse levels. */
 INLINE size_t coarse_bytes(int width) { return (size_t)width / COARSE_IN_A_WORD * 4; }
@@ -188,112 +204,4 @@ static void quantise_rows(const float *x, int count, int width, const CoarseRows
 
 static void add(float *x, const float *y, int count) {
   for (int i = 0; i < count; i += LANES) store(load(x + i) + load(y + i), x + i);
-}
-
-
-/* Attention among `count` positions. Keys are laid out as the levels of a matrix with an output for each position,
-   values as those of one with an input for each. */
-typedef struct {
-  int count;
-  Rows queries, keys, values; /* by heads */
-  float *scores, *biases;
-  Rows shares;
-} Attention;
-
-INLINE int stored_positions(const Attention *in) { return padded(in->count, PANEL); }
-
-static void put(const Attention *in, int head, int position, const float *query, const float *key, const float *value) {
-  const int inputs = padded(in->count, 2);
-  const size_t of_head = (size_t)head * stored_positions(in), row = of_head + position;
-  int16_t *keys = in->keys.levels + (of_head + position / PANEL * PANEL) * HEAD + position % PANEL * 2;
-  int16_t *values = in->values.levels + of_head * HEAD + (size_t)(position / 2) * PANEL * 2 + position % 2;
-  int16_t levels[HEAD];
-  in->queries.scales[row] = quantise(query, in->queries.levels + row * HEAD, HEAD, 1.0f, QUERY_LEVELS);
-  in->keys.scales[row] = quantise(key, levels, HEAD, 0.125f, KEY_LEVELS);
-  for (int d = 0; d < HEAD; d += 2) memcpy(keys + d * PANEL, levels + d, 2 * sizeof *levels);
-  in->values.scales[row] = quantise(value, levels, HEAD, 1.0f, MOST_LEVELS);
-  for (int d = 0; d < HEAD; d++) values[(size_t)(d / PANEL) * PANEL * inputs + d % PANEL * 2] = levels[d];
-}
-
-INLINE Rows queries_from(const Attention *in, int head, int first) {
-  const size_t row = (size_t)head * stored_positions(in) + first;
-  return (Rows){in->queries.levels + row * HEAD, in->queries.scales + row};
-}
-
-/* Scores of a block of queries, from the first one on, with the first `seen` positions. */
-static void score(const Attention *in, int head, int first, int seen) {
-  const int stored = stored_positions(in);
-  const size_t row = (size_t)head * stored;
-  for (int s = in->count; s < stored; s++) in->keys.scales[row + s] = in->values.scales[row + s] = 0.0f;
-  const Matrix keys = {in->keys.levels + row * HEAD, in->keys.scales + row, NULL, NULL, HEAD, padded(seen, PANEL)};
-  const Rows queries = queries_from(in, head, first);
-  linear_of_fine(&keys, &queries, BLOCK, in->scores);
-}
-
-/* Scores of the block's query t, with the biases, to levels: each position's share times the scale of its value. A
-   position is left out by a bias of LEFT_OUT, as all beyond `seen` must be, up to a multiple of PANEL. */
-#define LEFT_OUT -1e30f
-static void share(const Attention *in, int head, int t, int seen) {
-  const int end = padded(seen, PANEL);
-  const float *value_scales = in->values.scales + (size_t)head * stored_positions(in);
-  float *scores = in->scores + (size_t)t * end;
-  Floats largest = all(LEFT_OUT), total = all(0.0f), weighted = all(0.0f);
-  for (int s = 0; s < end; s += LANES) {
-    const Floats score = load(scores + s) + load(in->biases + s);
-    largest = larger(largest, score);
-    store(score, scores + s);
-  }
-  const float most = largest_of(largest);
-  for (int s = 0; s < end; s += LANES) {
-    const Floats weight = exponential(load(scores + s) - most), value = weight * load(value_scales + s);
-    total += weight;
-    weighted += value;
-    store(value, scores + s);
-  }
-  const float sum = sum_of(weighted), to_levels = MOST_LEVELS / sum;
-  int16_t *levels = in->shares.levels + (size_t)t * end;
-  for (int s = 0; s < end; s += LANES) store_levels(load(scores + s) * to_levels, levels + s);
-  in->shares.scales[t] = sum / (MOST_LEVELS * sum_of(total));
-}
-
-/* What the block's queries see of the first `seen` positions, [BLOCK, HEAD] in rows of `step`. */
-static void see(const Attention *in, int head, int seen, float *y, int step) {
-  float ones[HEAD];
-  for (int d = 0; d < HEAD; d++) ones[d] = 1.0f;
-  const int16_t *levels = in->values.levels + (size_t)head * stored_positions(in) * HEAD;
-  const Matrix values = {levels, ones, NULL, NULL, padded(in->count, 2), HEAD};
-  const Inputs shares = {
-      in->shares.levels, in->shares.scales, NULL, padded(seen, PANEL) / 2, padded(seen, 2) / 2, 1, 0};
-  product(&values, &shares, BLOCK, y, step);
-}
-
-/* Hands out parts of a piece of memory, or counts what they need. */
-static void *take(uintptr_t *at, size_t bytes) {
-  void *taken = (void *)*at;
-  *at += (bytes + 127) / 64 * 64; /* with a register more, which a loop may read or write beyond its last */
-  return taken;
-}
-
-static Rows take_rows(uintptr_t *at, size_t rows, size_t width) {
-  int16_t *levels = take(at, rows * width * sizeof *levels);
-  float *scales = take(at, rows * sizeof *scales);
-  return (Rows){levels, scales};
-}
-
-static CoarseRows take_coarse(uintptr_t *at, size_t rows, size_t width) {
-  void *levels = take(at, rows * coarse_bytes((int)width));
-  float *scales = take(at, rows * sizeof *scales), *lows = take(at, rows * sizeof *lows);
-  return (CoarseRows){levels, scales, lows};
-}
-
-static Attention take_attention(uintptr_t *at, int most, int heads) {
-  const size_t stored = padded(most, PANEL);
-  Attention taken = {.count = most};
-  taken.queries = take_rows(at, stored * heads + BLOCK, HEAD); /* The last head's last block may reach beyond it. */
-  taken.keys = take_rows(at, stored * heads, HEAD);
-  taken.values = take_rows(at, stored * heads, HEAD);
-  taken.scores = take(at, BLOCK * stored * sizeof *taken.scores);
-  taken.biases = take(at, stored * sizeof *taken.biases);
-  taken.shares = take_rows(at, BLOCK, stored);
-  return taken;
 }

@@ -127,3 +127,19 @@ def find_levels(weight_OI: Tensor) -> tuple[Tensor, Tensor] | None:
     # A row's largest value is its last level, as `quantise_rows` chooses scales.
     levels_OI, scale_O = nearest_levels(weight_OI)
     return (levels_OI, scale_O) if torch.equal(levels_OI * scale_O.unsqueeze(1), weight_OI) else None
+
+
+def in_panels(levels_OI: Tensor, panel: int, in_a_word: int) -> Tensor:
+    """Lay out levels as `level_products.h` has them.
+
+    Args:
+        levels_OI: Whole numbers of 8 bits.
+        panel: Outputs that are laid out together; divides their number.
+        in_a_word: Inputs of 32 bits: four bytes, or two of 16 bits.
+
+    Returns:
+        Contiguous, int8 or int16.
+    """
+    outputs, inputs = levels_OI.shape
+    levels_OI = levels_OI.to(torch.int16 if in_a_word == 2 else torch.int8)
+    return levels_OI.view(outputs // panel, panel, inputs // in_a_word, in_a_word).transpose(1, 2).contiguous()

@@ -112,7 +112,7 @@ class RoundedDecoder:
         decoder = model.decoder
         text = decoder.config
         self._embeddings_VH = decoder.embed_tokens.weight.detach()
-        self._layers = [_pack_layer(layer) for layer in join_layers(model)]
+        self._layers = [_pack_layer(layer.folded()) for layer in join_layers(model)]
         self._norm_H = cast("Tensor", decoder.norm.weight).detach()
         self._head = pack(model.lm_head.weight)
         self._heads, self._head_dim = text.num_attention_heads, text.head_dim

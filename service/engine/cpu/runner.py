@@ -233,7 +233,7 @@ class CpuRunner:
         if isinstance(page, PageImage):
             page = PageViews(page.plan, *prepare_views(Image.fromarray(page.image_HWC), page.plan, geometry))
         if self._token_px and not len(page.tiles_THWC):
-            band = band_of(page.global_view_HWC, self._token_px)
+            band = band_of(page.global_view_HWC, self._token_px, cuts_windows=self._compiled is not None)
             if band:
                 return [BandPixels(band, rows_of(page.global_view_HWC, band, self._token_px))]
         return [page.global_view_HWC, *page.tiles_THWC]

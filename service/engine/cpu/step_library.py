@@ -48,6 +48,13 @@ TILES = "amx_bf16"
 _STEP_SOURCES = (FOLDER / "decode_step.c",)
 DECODE_STEPS = (
     Library(
+        "decode_step_avx512vnni",
+        _STEP_SOURCES,
+        ("-march=x86-64-v4", "-mavx512vnni", "-ffp-contract=off"),
+        frozenset({"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni"}),
+        ("avx512_f", "avx512_bw", "avx512_cd", "avx512_dq", "avx512_vl", "avx512_vnni"),
+    ),
+    Library(
         "decode_step_avx512",
         _STEP_SOURCES,
         ("-march=x86-64-v4", "-ffp-contract=off"),

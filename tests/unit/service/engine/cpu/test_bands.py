@@ -58,6 +58,16 @@ def test_a_band_holds_all_that_is_shown(top, bottom, first, count, shown):
     assert (pixels != PADDING_GREY).sum() == (view != PADDING_GREY).sum()
 
 
+@pytest.mark.parametrize(
+    ("top", "bottom", "first", "count"),
+    [(224, 384, 7, 5), (230, 390, 7, 6), (192, 416, 6, 8), (160, 480, 5, 10), (33, 400, 1, 15), (480, 640, 15, 5)],
+)
+def test_a_low_band_may_end_within_a_window(top, bottom, first, count):
+    band = band_of(view_with(top, bottom), TOKEN_PX, cuts_windows=True)
+    assert band is not None
+    assert (band.first_row, band.num_rows) == (first, count)
+
+
 @pytest.mark.parametrize("view", [view_with(0, 0), view_with(0, 90)[:600, :600]])
 def test_views_without_a_band_are_read_whole(view):
     assert band_of(view, TOKEN_PX) is None

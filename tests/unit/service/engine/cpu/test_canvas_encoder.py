@@ -14,6 +14,7 @@ from service.engine.cpu.bands import Band, BandPixels
 from service.engine.cpu.canvas_encoder import CanvasEncoder
 from service.engine.cpu.canvas_library import most_levels
 from service.engine.cpu.loaded_library import NoLibraryError
+from shared.deepseek_ocr.sam import SamBlock
 from tests.support.nano import needs_nano
 from tests.unit.service.engine.cpu.compiled_canvases import RUNNABLE, SIDE_PX, built, canvas_model, rounding_limit
 from tests.unit.service.engine.cpu.test_bands import LINES, TOKEN_PX, checkpoint, page_of
@@ -31,10 +32,9 @@ def band_of_noise(first_row: int, num_rows: int, width_px: int = SIDE_PX) -> Ban
     """Squares of 20 px, so that neighbouring pixels are alike as in print."""
     random = np.random.default_rng(first_row + 100 * num_rows)
     height_px = num_rows * TOKEN_PX
-    coarse = random.integers(0, 256, (height_px // 20, width_px // 20, 3), dtype=np.uint8)
-    return BandPixels(
-        Band(first_row, num_rows, first_row, first_row + num_rows), np.kron(coarse, np.ones((20, 20, 1), np.uint8))
-    )
+    coarse = random.integers(0, 256, (-(-height_px // 20), width_px // 20, 3), dtype=np.uint8)
+    pixels_HWC = np.kron(coarse, np.ones((20, 20, 1), np.uint8))[:height_px]
+    return BandPixels(Band(first_row, num_rows, first_row, first_row + num_rows), pixels_HWC)
 
 
 @torch.inference_mode()
@@ -56,6 +56,29 @@ def test_tokens_are_the_models_up_to_rounding(places, library):
     bands = [band_of_noise(*place) for place in places]
     found = CanvasEncoder(library, model).encode(bands)
     assert error(found, encoded_by(model, bands)).max() < rounding_limit(library)
+
+
+@pytest.mark.parametrize("place", [(0, 6), (2, 7), (1, 9)])
+def test_a_band_that_ends_within_a_window_has_fewer_positions_in_its_last_ones(place, library, monkeypatch):
+    model, band = canvas_model(), band_of_noise(*place)
+    found = CanvasEncoder(library, model).encode([band])
+
+    def forward(block: SamBlock, x_VHWC: Tensor, *, is_band: bool = False) -> Tensor:
+        normed, size = block.norm1(x_VHWC), block.window_size
+        if not size:
+            attended = block.attn(normed, is_band=is_band)
+        else:
+            # A window of fewer rows attends as a band of one that is whole.
+            rows = [
+                torch.cat([block.attn(each, is_band=True) for each in row.split(size, dim=2)], dim=2)
+                for row in normed.split(size, dim=1)
+            ]
+            attended = torch.cat(rows, dim=1)
+        x_VHWC = x_VHWC + attended
+        return x_VHWC + block.mlp(block.norm2(x_VHWC))
+
+    monkeypatch.setattr(SamBlock, "forward", forward)
+    assert error(found, encoded_by(model, [band])).max() < rounding_limit(library)
 
 
 @needs_nano

@@ -218,7 +218,10 @@ def test_what_does_not_fit_is_not_handed_to_the_library(broken, compiled):
 @needs_library
 @torch.inference_mode()
 def test_a_row_is_what_it_is_alone_and_one_that_is_no_number_spoils_no_other(compiled):
-    model = model_of({})
+    check_spoilt_row(model_of({}))
+
+
+def check_spoilt_row(model) -> None:
     reader, decoder = RoundedDecoder(model, 64), CompiledDecoder(model, 64)
     prompts_BLH = torch.randn(9, LENGTH, 128)
     positions = torch.arange(LENGTH)
@@ -253,9 +256,13 @@ def test_another_type_is_not_taken(compiled):
 
 @needs_library
 @pytest.mark.parametrize("changes", CHANGES)
-@torch.inference_mode()
 def test_several_tokens_of_a_row_are_bit_for_bit_what_they_are_one_by_one(changes, compiled):
-    model, counts = with_level_head(model_of(changes)), [1, 2, 3, 4, 4, 3]
+    check_several_tokens(with_level_head(model_of(changes)))
+
+
+@torch.inference_mode()
+def check_several_tokens(model) -> None:
+    counts = [1, 2, 3, 4, 4, 3]
     # Around multiples of 16, which attention takes at once.
     lengths = [30, 13, 14, 15, 29, 1]
     decoder = CompiledDecoder(model, 64)
@@ -345,3 +352,70 @@ def test_matrices_that_do_not_belong_together_are_not_taken(name):
 def test_a_decoder_says_for_which_processors_its_steps_are(library, compiled):
     name = "AVX2" if library._name.endswith("avx2.so") else "AVX-512"
     assert CompiledDecoder(model_of({}), 64).steps == f"compiled for {name}"
+
+
+@pytest.fixture(params=[each for each in RUNNABLE if each.name.endswith("vnni")], ids=lambda library: library.name)
+def by_bytes(request, tmp_path, monkeypatch):
+    library = replace(request.param, folder=tmp_path)
+    step_library.build(library)
+    monkeypatch.setattr(compiled_decoder, "load", lambda: compiled_step.load([library]))
+
+
+def with_levels(model):
+    """All matrices of its layers, and its language head, as int8 rows with scales."""
+    for layer in model.model.layers:
+        for name, parameter in layer.named_parameters():
+            if parameter.ndim > 1 and not name.endswith("gate.weight"):
+                rows_OI = parameter.data.view(-1, parameter.shape[-1])
+                parameter.data = dequantise_rows(*quantise_rows(rows_OI)).view_as(parameter)
+    return with_level_head(model)
+
+
+WIDE = {"moe_intermediate_size": 32, "intermediate_size": 64}
+"""Parts of a panel of levels, or of two."""
+
+
+def test_levels_are_multiplied_by_bytes_and_other_weights_are_not(by_bytes):
+    model = with_levels(model_of(WIDE))
+    assert CompiledDecoder(model, 64).steps.endswith("by bytes")
+    model.model.layers[-1].self_attn.o_proj.weight.data[0, 0] *= 1.001
+    assert not CompiledDecoder(model, 64).steps.endswith("by bytes")
+
+
+@pytest.mark.parametrize("rows", [1, 2, 9, 16])
+@pytest.mark.parametrize("changes", CHANGES)
+def test_logits_by_bytes_are_the_models_but_for_rounding(rows, changes, by_bytes):
+    model = with_levels(model_of({**changes, **WIDE}))
+    ids_BL, tokens_SB = torch.randint(20, 200, (rows, LENGTH)), torch.randint(20, 200, (STEPS, rows))
+    decoder = CompiledDecoder(model, 64)
+    assert decoder.steps.endswith("by bytes")
+    errors = [
+        (found - expected).norm(dim=1) / expected.norm(dim=1)
+        for expected, found in zip(
+            logits_of_model(model, ids_BL, tokens_SB), logits_rounded(model, ids_BL, tokens_SB, decoder), strict=True
+        )
+    ]
+    # Where experts are as good as equal, rounding chooses.
+    assert torch.cat(errors).median() < 0.02
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+def test_several_tokens_by_bytes_are_bit_for_bit_what_they_are_one_by_one(changes, by_bytes):
+    check_several_tokens(with_levels(model_of({**changes, **WIDE})))
+
+
+@torch.inference_mode()
+def test_by_bytes_a_row_that_is_no_number_spoils_no_other(by_bytes):
+    check_spoilt_row(with_levels(model_of(WIDE)))
+
+
+@torch.inference_mode()
+def test_the_language_head_by_levels_is_the_models_but_for_rounding(by_bytes):
+    model = with_levels(model_of(WIDE))
+    window = cache_of(model, 2, torch.bfloat16)
+    RoundedDecoder(model, 64).read(
+        torch.randn(2, LENGTH, 128), torch.arange(LENGTH).expand(2, -1), window.open_rows(2, LENGTH)
+    )
+    states_TH, logits_TV = CompiledDecoder(model, 64).step_several([[21, 22], [23]], window.open_several([2, 1]))
+    expected = model.lm_head(states_TH)
+    assert (logits_TV - expected).norm() / expected.norm() < 1e-4

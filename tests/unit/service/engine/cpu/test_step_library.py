@@ -39,7 +39,7 @@ def processor(tmp_path, monkeypatch):
 def folder(tmp_path, monkeypatch):
     """Where the decode step is built from a copy of its source."""
     source = tmp_path / "decode_step.c"
-    for each in (*DECODE_STEPS[0].sources, FOLDER / "lanes.h"):
+    for each in (*DECODE_STEPS[0].sources, *FOLDER.glob("*.h")):
         shutil.copy(each, tmp_path)
     copied = tuple(replace(each, sources=(source,), folder=tmp_path) for each in DECODE_STEPS)
     monkeypatch.setattr(step_library, "DECODE_STEPS", copied)
@@ -48,8 +48,8 @@ def folder(tmp_path, monkeypatch):
 
 @needs_compiler
 def test_it_is_built_where_that_is_useful_and_again_only_if_a_source_is_newer(folder, processor):
-    source, header, path = folder / "decode_step.c", folder / "lanes.h", folder / "decode_step_avx512.so"
-    for each in (source, header):
+    source, header, path = folder / "decode_step.c", folder / "lanes.h", folder / "decode_step_avx512vnni.so"
+    for each in (source, *folder.glob("*.h")):
         os.utime(each, (1000, 1000))
     processor(WITH_TILES)
     assert step_library.build_where_useful().startswith("Compiled")
@@ -66,8 +66,8 @@ def test_it_is_built_where_that_is_useful_and_again_only_if_a_source_is_newer(fo
 @pytest.mark.parametrize(
     ("said", "names"),
     [
-        (WITH_TILES, ["decode_step_avx512"]),
-        (WITH_TILES.replace("amx_bf16", ""), ["decode_step_avx512", "canvases_avx512"]),
+        (WITH_TILES, ["decode_step_avx512vnni"]),
+        (WITH_TILES.replace("amx_bf16", ""), ["decode_step_avx512vnni", "canvases_avx512"]),
         (f"flags : avx2 fma bmi2 {AVX512}\n", ["decode_step_avx512", "canvases_avx2"]),
         ("flags : avx2 fma bmi2 avx_vnni\n", ["decode_step_avx2", "canvases_avxvnni"]),
         ("flags : avx2 fma bmi2\n", ["decode_step_avx2", "canvases_avx2"]),
