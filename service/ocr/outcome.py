@@ -22,7 +22,8 @@ FEW_MARKS = 3
 SURE = 0.85
 """Invented text is less certain than this, print that is joined by rules or lies in a shadow more."""
 BEYOND_DOUBT = 0.95
-"""Print that noise hides from all else is read as surely as this; of invented text signs alone are."""
+"""From this confidence on a text is taken although noise hides its print: invented text of more than a sign or two has
+not reached it (docs/outcomes.md)."""
 LEAST_SHARE = 0.5
 """Of what looks like lines, on pages with print; 16 of 18 photographs that were read by lines had less."""
 MOST_SIGNS = 2

@@ -55,9 +55,9 @@ def _parts(
 
 
 def _line_apart(segments: list[Segment], column: list[Segment], side: int) -> list[Segment]:
-    """The line above (-1) or below (1) all else on a page, such as its number, where it is in a column.
+    """The line above (-1) or below (1) everything else on a page, such as its number, if it is part of a column.
 
-    Empty where it is as wide as text, or no further from it than lines are.
+    Empty where the line is as wide as text, or no farther from it than lines are from each other.
     """
     edge = 1 if side < 0 else 3
     outermost = max(segments, key=lambda each: side * each.box[edge])

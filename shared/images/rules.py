@@ -158,7 +158,7 @@ def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[n
 
 
 def _keep_letters(rules_HW: NDArray[np.uint8], mask_HW: NDArray[np.uint8], box: tuple[int, int, int, int]) -> None:
-    """Leave of a line through text what is between its letters: without the rest these would fall apart."""
+    """Take a line through text out of the rules where it crosses letters, which would fall apart without it."""
     x1, y1, x2, y2 = box
     rows = slice(max(y1 - 1, 0), y2 + 1)
     letters_hw = mask_HW[rows, x1:x2] & ~rules_HW[rows, x1:x2]

@@ -56,8 +56,8 @@ _FAINT_SHARE = 0.18
 _FAINTEST_SHARE = 0.3
 """Of the darkness of most print: what is fainter shines through."""
 _EDGE_SHARE, _ALIGNED = 0.012, 3
-"""Share of the page's longer side that is its edge, where dirt is, and how many lines begin where text at the edge does
-that has few letters."""
+"""Share of the page's longer side that counts as its edge, where dirt is, and with how many lines a word of few letters
+has to be aligned there."""
 _UPRIGHT_EM, _UPRIGHT_LETTERS = 1.6, 6
 """Widest letter of a line that runs up or down, and how many it has at least."""
 _LEVEL_RULE_PX = 36
@@ -79,7 +79,7 @@ _BAR_PRINT_PX = (15, 41)
 _BLACK_PAGE, _DARK_PAGE = 90, 190
 """Brightness, 0 to 255, of pages whose print must be light, and may be."""
 _SURROUNDINGS_PX, _CONTRAST = 31, 30
-"""Of a page of 800 px, and of print on it, of 255."""
+"""Side of the square whose median is a pixel's paper, on a page of 800 px, and how much print differs from it, of 255."""
 _SHARP = 0.3
 """Print's edges are steeper than this share of its depth in a pixel; those of pictures are not."""
 
@@ -243,7 +243,7 @@ def _is_light_on_dark(grey_HW: NDArray[np.uint8]) -> bool:
     middle = percentile(small, 60)
     if not _BLACK_PAGE < middle < _DARK_PAGE:
         return middle <= _BLACK_PAGE
-    # Strokes take less of their surroundings than paper, also where gaps between them are narrow.
+    # The median around print is paper, even where the gaps between letters are as narrow as their strokes.
     paper: Any = cv2.medianBlur(small, _SURROUNDINGS_PX)
     dark, light = (int((cv2.subtract(*pair) > _CONTRAST).sum()) for pair in ((paper, small), (small, paper)))
     return light > 1.3 * dark
@@ -572,7 +572,7 @@ def _is_print(
     at_edge = np.minimum.reduce([x1, y1, width - x2, height - y2]) < _EDGE_SHARE * max(width, height)
     odd = (y2 - y1 <= 0.5 * cap) | (y2 - y1 >= 2.2 * cap)
     dubious = at_edge & (odd | (x2 - x1 < 3 * cap)) & (len(segments) > 8)
-    # Text may come this close to the edge too. Then it has many letters, or begins where other lines do.
+    # Text can be this close to the edge too: it has many letters, or is aligned with other lines on the left.
     sure = np.sort(x1[~dubious])
     for index in np.flatnonzero(dubious).tolist():
         parts = segments[index].parts
@@ -583,7 +583,7 @@ def _is_print(
 
 
 def _has_letters(parts: Sequence[tuple[int, int, int, int]]) -> bool:
-    """Whether most of at least four parts are about as high as each other and stand on one height, as letters do."""
+    """Whether there are at least four parts, most of them of similar height and on one baseline, as letters are."""
     if len(parts) < 4:
         return False
     _, y1, _, y2 = np.array(parts, np.float64).T

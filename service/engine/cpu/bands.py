@@ -21,12 +21,8 @@ from torch import Tensor
 from shared.deepseek_ocr.forms import CHANNELS
 from shared.deepseek_ocr.geometry import PADDING_GREY
 from shared.deepseek_ocr.protocol import OcrModel
-from shared.images.canvases import BAND_PX, LOW_PX
+from shared.images.canvases import BAND_PX, KEPT_ROWS, LOW_PX
 
-KEPT_ROWS = 2
-"""Rows of tokens of padding that a prompt keeps above and below a band, as a view without a page has them. Without them
-nano mistakes where print begins and ends: on six drawn pages 1.9 % of the characters were others than in whole views,
-with one row 0.7 %, with two 0.13 %, with all 0.06 % (`benchmarks/LOG.md`)."""
 FINE_BAND_PX = 64
 """Bands of low canvases are multiples of it where an encoder cuts windows: 9 % less to encode. Every row, 32 px, would
 be 13 % and read a little worse, and so would images of a line or two (`benchmarks/LOG.md`)."""

@@ -282,7 +282,7 @@ def build_batch(samples: list[Sample], side_px: int, top_px: int | None = None, 
 
 
 def band_top(band_px: int, side_px: int, square_px: int) -> int:
-    """Where the band begins that a page as high as itself has in the middle of a view, in whole rows of tokens."""
+    """Top of the band of a page as high as the band, in the middle of its view, rounded down to a row of tokens."""
     return (side_px - band_px) // 2 // square_px * square_px
 
 
@@ -293,10 +293,10 @@ class BatchStream:
         pool: where pages come from.
         side_px: of a view.
         square_px: side of what a vision token shows.
-        views_per_batch: views that a batch holds at most; of bands as many as are as large.
-        band_share: share of batches of low views that have bands of them.
-        threads: that build.
-        seed: of what is chosen.
+        views_per_batch: views in a batch at most; a batch of bands has as many as have the same area.
+        band_share: share of batches of low views that are encoded as bands.
+        threads: that build batches.
+        seed: of tiers and places.
     """
 
     def __init__(
@@ -369,7 +369,7 @@ class BatchStream:
             bucket, top_px = samples[0].bucket, None
             assert bucket is not None
             if by_bands and self._has_bands(bucket):
-                # Where a view in the middle begins depends on its height: somewhere in these rows of tokens.
+                # A page in the middle of its view begins in one of these rows of tokens, which depends on its height.
                 top_px = band_top(bucket[3], self._side_px, self._square_px) + rng.randrange(3) * self._square_px
             batch = build_batch(samples, self._side_px, top_px, self._square_px)
             while not self._closing.is_set():

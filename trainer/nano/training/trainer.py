@@ -26,6 +26,7 @@ from shared.deepseek_ocr.draft_head import DraftHead
 from shared.deepseek_ocr.geometry import PADDING_GREY
 from shared.deepseek_ocr.modelling import DeepseekOcrForConditionalGeneration
 from shared.deepseek_ocr.tokenizer import OcrTokenizer
+from shared.images.canvases import KEPT_ROWS
 from trainer.nano.training.augment import Degradation, cut_views
 from trainer.nano.training.muon import build_optimizers
 from trainer.nano.training.parallel import Peers
@@ -45,10 +46,8 @@ from trainer.nano.training.spotting import Spotter, label_squares
 
 NUM_CHARACTERS = 512
 """Logits of the spotting head; `draw.CHARSET` holds fewer."""
-KEPT_ROWS = 2
-"""Rows of tokens of padding above and below a band, as `service.engine.cpu.bands` leaves them."""
 PADDING_STEPS = 100
-"""After so many the padding is encoded again."""
+"""After so many the vision tokens of padding are computed again."""
 DRAFTS = 2
 """Tokens that the draft head learns to look ahead."""
 DRAWN_TIERS = frozenset(TIERS) - PDF_TIERS
@@ -224,7 +223,7 @@ class NanoTrainer:
         return torch.cat([self._with_line_breaks(shown), separator], 1), squares, torch.cat([places, last])
 
     def _padding_tokens(self) -> Tensor:
-        """Vision tokens of a view without a page `[H, W, D]`, of weights at most some steps old; no gradient."""
+        """Vision tokens of a view without a page `[H, W, D]`, without gradients, by weights of at most `PADDING_STEPS` ago."""
         if self._padding is None or self.step - self._padding[0] >= PADDING_STEPS:
             # As many as in a step, and with gradients, for the graphs that training compiled.
             shape = (self.recipe.views_per_batch, self.side_px, self.side_px, 3)

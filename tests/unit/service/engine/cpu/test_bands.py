@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from service.engine.config import EngineLimits
-from service.engine.cpu.bands import KEPT_ROWS, PartialFeatures, band_of, rows_of
+from service.engine.cpu.bands import PartialFeatures, band_of, rows_of
 from service.engine.factory import make_engine
 from service.engine.protocol import SamplingParams, SequenceRequest, SequenceResult
 from shared.contract.prompts import Task, prompt_for
@@ -21,7 +21,7 @@ from shared.deepseek_ocr.forms import PageImage, PageViews, PreparedPage
 from shared.deepseek_ocr.geometry import PADDING_GREY, plan_views
 from shared.deepseek_ocr.line_views import view_of
 from shared.deepseek_ocr.loading import LoadedCheckpoint, load_checkpoint
-from shared.images.canvases import Canvas
+from shared.images.canvases import KEPT_ROWS, Canvas
 from tests.support.nano import NANO, needs_nano
 from tests.unit.service.engine.tiny import drain
 
