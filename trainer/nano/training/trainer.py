@@ -223,7 +223,7 @@ class NanoTrainer:
         return torch.cat([self._with_line_breaks(shown), separator], 1), squares, torch.cat([places, last])
 
     def _padding_tokens(self) -> Tensor:
-        """Vision tokens of a view without a page `[H, W, D]`, without gradients, by weights of at most `PADDING_STEPS` ago."""
+        """Vision tokens of a view without a page, `[H, W, D]`, without gradients; renewed every `PADDING_STEPS`."""
         if self._padding is None or self.step - self._padding[0] >= PADDING_STEPS:
             # As many as in a step, and with gradients, for the graphs that training compiled.
             shape = (self.recipe.views_per_batch, self.side_px, self.side_px, 3)
