@@ -79,7 +79,7 @@ _BAR_PRINT_PX = (15, 41)
 _BLACK_PAGE, _DARK_PAGE = 90, 190
 """Brightness, 0 to 255, of pages whose print must be light, and may be."""
 _SURROUNDINGS_PX, _CONTRAST = 31, 30
-"""Side of the square whose median is taken for paper, on a page of 800 px, and how much print differs from it, of 255."""
+"""Side of the square whose median counts as paper, on a page of 800 px, and how much print differs from it, of 255."""
 _SHARP = 0.3
 """Print's edges are steeper than this share of its depth in a pixel; those of pictures are not."""
 
