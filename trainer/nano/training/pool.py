@@ -248,6 +248,9 @@ def build_batch(samples: list[Sample], side_px: int, top_px: int | None = None, 
         side_px: of a view.
         top_px: where their bucket's band begins in the view, a multiple of `square_px`; None: views are whole.
         square_px: side of what a vision token shows; a page begins in a band's first row of them.
+
+    Returns:
+        The batch, pinned where there is a GPU.
     """
     first = samples[0]
     bucket = first.bucket
