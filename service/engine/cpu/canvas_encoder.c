@@ -16,18 +16,11 @@ typedef struct {
 
 /* Of 3 x 3, or of 1 x 1 with a stride of 1. */
 typedef struct {
-  Matrix matrix; /* inputs: rows, then columns, then channels; sums NULL: of fine levels */
+  Matrix matrix; /* inputs: rows, then columns, then channels */
   Norm norm;     /* of its outputs; weight NULL: none */
-  float step;    /* of its inputs' fine levels */
+  float step;    /* of its inputs' levels */
   int32_t size, stride;
 } Convolution;
-
-/* Levels with a border of zeros around them. */
-typedef struct {
-  void *levels;
-  float step, low; /* low: what level 0 stands for, if they are bytes */
-  int are_bytes;
-} Map;
 
 typedef struct {
   Norm before, between;
@@ -202,40 +195,15 @@ static void line_to_levels(const float *line, int count, float step, int16_t *le
   for (int i = 0; i < count; i += LANES) store_levels(load(line + i) * to_levels, levels + i);
 }
 
-/* A map as a convolution takes it. If that is by bytes, fine levels become these in their place. */
-static Map map_for(const Convolution *by, int16_t *levels, int height, int width, float step) {
-  Map map = {levels, step, 0.0f, IS_COARSE_BYTE && by->matrix.sums};
-  if (!map.are_bytes) return map;
-  const size_t count = (size_t)(height + 2) * (width + 2) * (by->matrix.inputs / (by->size * by->size));
-  Floats most = all(1.0f), least = all(0.0f);
-  for (size_t i = 0; i < count; i += LANES) {
-    const Floats x = __builtin_convertvector(*(const Narrow *)(levels + i), Floats);
-    most = larger(most, x), least = smaller(least, x);
-  }
-  const float low = -largest_of(-least), to_bytes = 255.0f / (largest_of(most) - low);
-  /* So that zero is a level: the border's and many others'. */
-  const float zero = rintf(-low * to_bytes);
-  uint8_t *bytes = map.levels;
-  for (size_t i = 0; i < count; i += LANES) {
-    const Floats x = __builtin_convertvector(*(const Narrow *)(levels + i), Floats) * to_bytes + zero;
-    *(Bytes *)(bytes + i) = __builtin_convertvector(nearest(larger(smaller(x, all(255.0f)), all(0.0f))), Bytes);
-  }
-  map.step = step / to_bytes;
-  map.low = -zero * map.step;
-  return map;
-}
-
 /* One line of what a convolution makes of a map, `width` positions. */
-static void convolve(const Convolution *by, const Map *map, int y, int width, float *line) {
+static void convolve(const Convolution *by, const int16_t *map, float step, int y, int width, float *line) {
   const int channels = by->matrix.inputs / (by->size * by->size), outputs = by->matrix.outputs;
-  const int in_a_word = map->are_bytes ? 4 : 2, pixel = channels / in_a_word;
-  const int stored = (width * by->stride + 2) * pixel, border = by->size == 1 ? stored + pixel : 0;
-  float steps[MAX_LINE], lows[MAX_LINE];
-  for (int t = 0; t < width; t++) steps[t] = map->step, lows[t] = map->low;
-  const char *from = (const char *)map->levels + ((size_t)y * by->stride * stored + border) * 4;
-  const Inputs inputs = {from,          steps, map->are_bytes ? lows : NULL, by->stride * pixel, by->size * pixel, by->size,
-                         stored};
-  (map->are_bytes ? product_of_bytes : product)(&by->matrix, &inputs, width, line, outputs);
+  const int stored = (width * by->stride + 2) * channels, border = by->size == 1 ? stored + channels : 0;
+  float steps[MAX_LINE];
+  for (int t = 0; t < width; t++) steps[t] = step;
+  const int16_t *from = map + (size_t)y * by->stride * stored + border;
+  const Inputs inputs = {from, steps, NULL, by->stride * channels / 2, by->size * channels / 2, by->size, stored / 2};
+  product(&by->matrix, &inputs, width, line, outputs);
   for (int t = 0; by->norm.weight && t < width; t++)
     normalise(line + (size_t)t * outputs, line + (size_t)t * outputs, outputs, &by->norm);
 }
@@ -254,19 +222,19 @@ static void embed(const Encoder *encoder, const uint8_t *pixels, int height, con
   const Convolution *by = encoder->stem;
   for (int i = 0; i < encoder->stem_length - 1; i++, by++) {
     const int channels = by->matrix.outputs;
-    const Map from = map_for(by, room->maps[i % 2], height, width, by->step);
+    const int16_t *from = room->maps[i % 2];
     int16_t *to = room->maps[(i + 1) % 2];
     height /= by->stride, width /= by->stride;
     clear_border(to, height, width, channels);
     for (int y = 0; y < height; y++) {
-      convolve(by, &from, y, width, room->wide);
+      convolve(by, from, by->step, y, width, room->wide);
       for (int j = 0; j < width * channels; j += LANES) store(gelu(load(room->wide + j)), room->wide + j);
       line_to_levels(room->wide, width * channels, by[1].step, inner_line(to, y, width, channels));
     }
   }
-  const Map from = map_for(by, room->maps[(encoder->stem_length - 1) % 2], height, width, by->step);
+  const int16_t *from = room->maps[(encoder->stem_length - 1) % 2];
   const size_t line = (size_t)width * by->matrix.outputs;
-  for (int y = 0; y < height; y++) convolve(by, &from, y, width, room->x + y * line);
+  for (int y = 0; y < height; y++) convolve(by, from, by->step, y, width, room->x + y * line);
 }
 
 /* Patches to the first encoder's tokens, a quarter as many. */
@@ -280,17 +248,15 @@ static void shrink(const Encoder *encoder, int height, int width, const Room *ro
       normalise(room->wide + t * channels, room->wide + t * channels, channels, &encoder->narrow_norm);
     line_to_levels(room->wide, width * channels, encoder->neck.step, inner_line(room->maps[0], y, width, channels));
   }
-  const Map narrow = map_for(&encoder->neck, room->maps[0], height, width, encoder->neck.step);
   clear_border(room->maps[1], height, width, channels);
   for (int y = 0; y < height; y++) {
-    convolve(&encoder->neck, &narrow, y, width, room->wide);
+    convolve(&encoder->neck, room->maps[0], encoder->neck.step, y, width, room->wide);
     line_to_levels(room->wide, width * channels, encoder->halve.step, inner_line(room->maps[1], y, width, channels));
   }
-  const Map neck = map_for(&encoder->halve, room->maps[1], height, width, encoder->halve.step);
   height /= 2, width /= 2;
   const int halved = encoder->halve.matrix.outputs, line = width * halved, count = height * line;
   for (int y = 0; y < height; y++)
-    convolve(&encoder->halve, &neck, y, width, room->seen + (size_t)y * line);
+    convolve(&encoder->halve, room->maps[1], encoder->halve.step, y, width, room->seen + (size_t)y * line);
   /* Nothing bounds these but themselves. */
   Floats largest = all(1e-20f);
   for (int i = 0; i < count; i += LANES) largest = larger(largest, absolute(load(room->seen + i)));
@@ -298,9 +264,8 @@ static void shrink(const Encoder *encoder, int height, int width, const Room *ro
   clear_border(room->maps[0], height, width, halved);
   for (int y = 0; y < height; y++)
     line_to_levels(room->seen + (size_t)y * line, line, step, inner_line(room->maps[0], y, width, halved));
-  const Map half = map_for(&encoder->widen, room->maps[0], height, width, step);
   const size_t tokens = (size_t)width * encoder->widen.matrix.outputs;
-  for (int y = 0; y < height; y++) convolve(&encoder->widen, &half, y, width, room->tokens + y * tokens);
+  for (int y = 0; y < height; y++) convolve(&encoder->widen, room->maps[0], step, y, width, room->tokens + y * tokens);
 }
 
 /* The first encoder's tokens, and what the second one makes of them, to what the decoder reads. */

@@ -146,7 +146,7 @@ class CanvasEncoder:
         norms = [each for each in layers if isinstance(each, ChannelNorm)]
         convolutions = [each for each in layers if isinstance(each, nn.Conv2d)]
         stem = [
-            self._convolution(each, norm, _step(before, each), by_bytes=before is not None)
+            self._convolution(each, norm, _step(before, each))
             for each, norm, before in zip(convolutions, [*norms, None], [None, *norms], strict=True)
         ]
         blocks = [self._sam_block(cast("SamBlock", each)) for each in sam.blocks]
@@ -158,7 +158,7 @@ class CanvasEncoder:
             self._norm(narrow_norm),
             self._convolution(neck, neck_norm, _step(narrow_norm, neck)),
             self._convolution(sam.net_2, None, _step(neck_norm, sam.net_2)),
-            self._convolution(sam.net_3, None, 0.0, by_bytes=True),
+            self._convolution(sam.net_3, None, 0.0),
             self._norm(clip.pre_layrnorm),
             self._keeper.matrix(projector.weight, projector.bias),
             len(stem),
@@ -189,15 +189,11 @@ class CanvasEncoder:
             smooth=True,
         )
 
-    def _convolution(
-        self, layer: nn.Conv2d, norm: nn.Module | None, step: float, *, by_bytes: bool = False
-    ) -> _Convolution:
+    def _convolution(self, layer: nn.Conv2d, norm: nn.Module | None, step: float) -> _Convolution:
         weight_OHWC = layer.weight.permute(0, 2, 3, 1)
         # Colours become four, as levels go into registers in pairs.
         weight_OHWC = F.pad(weight_OHWC, (0, weight_OHWC.shape[3] % 2))
-        # A map has one scale, which bytes are enough for where its numbers are much alike.
-        is_coarse = by_bytes and weight_OHWC.shape[3] % 4 == 0
-        matrix = self._keeper.matrix(weight_OHWC.flatten(1), layer.bias, is_fine=not is_coarse)
+        matrix = self._keeper.matrix(weight_OHWC.flatten(1), layer.bias, is_fine=True)
         described = _Norm() if norm is None else self._norm(norm)
         return _Convolution(matrix, described, step, layer.kernel_size[0], layer.stride[0])
 
