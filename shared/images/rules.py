@@ -64,9 +64,9 @@ def find_rules(relief: Relief, mask_HW: NDArray[np.uint8], cap: float) -> tuple[
 
 def _rules(mask_HW: NDArray[np.uint8], cap: float) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Pixels of straight strokes that are too long for letters and too thin for pictures, and the upright of these."""
-    found: Any = _level_rules(mask_HW, max(36, round(_LEVEL_CAPS * cap)), cap)
+    found: Any = _level_rules(mask_HW, max(36, round(_LEVEL_CAPS * cap)), cap, may_strike=True)
     found = cv2.dilate(found, np.ones((3, 1), np.uint8))
-    upright: Any = _level_rules(_turned(mask_HW), max(24, round(_RULE_CAPS * cap)), cap)
+    upright: Any = _level_rules(_turned(mask_HW), max(24, round(_RULE_CAPS * cap)), cap, may_strike=False)
     upright = _turned(upright)
     upright &= ~_stems(upright, mask_HW)
     # Their soft edges too, or they would be strokes.
@@ -119,7 +119,8 @@ def _stems(upright_HW: NDArray[np.uint8], mask_HW: NDArray[np.uint8]) -> NDArray
     return result
 
 
-def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[np.uint8]:
+def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float, *, may_strike: bool) -> NDArray[np.uint8]:
+    """Rules of at least this length, and lines through text between its letters if `may_strike`."""
     # A scanned rule is not quite straight: gaps of a pixel in it are closed first.
     thick_HW: Any = cv2.dilate(mask_HW, np.ones((3, 1), np.uint8))
     # Few rows have long strokes, and those that have show them in every eighth column, too. What the page's edge cuts
@@ -148,9 +149,8 @@ def _level_rules(mask_HW: NDArray[np.uint8], long: int, cap: float) -> NDArray[n
     is_long = w > _LONGEST_WORD_CAPS * cap
     is_bare |= is_long & (np.minimum(above, below) < _BARE_SHARE) & (np.maximum(above, below) < _UNDERLINE_SHARE)
     # Only a line through text has letters on both sides and joins its words.
-    is_strike = (w > _STRIKE_CAPS * cap) & (thickness <= max(3.0, _STRIKE_THICK * cap))
+    is_strike = is_rule & (w > _STRIKE_CAPS * cap) & (thickness <= max(3.0, _STRIKE_THICK * cap)) & may_strike
     is_strike &= (np.minimum(above, below) > _STRIKE_SHARE[0]) & (np.maximum(above, below) < _STRIKE_SHARE[1])
-    is_strike &= is_rule
     result.ravel()[places[(is_rule & (is_bare | is_strike))[labels]]] = 1
     for x, y, width, height, _ in stats[is_strike].tolist():
         _keep_letters(result, mask_HW, (x, top + y, x + width, top + y + height))

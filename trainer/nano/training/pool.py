@@ -281,7 +281,8 @@ def build_batch(samples: list[Sample], side_px: int, top_px: int | None = None, 
     tensors = [torch.from_numpy(array) for array in (ink, paper, answer, np.concatenate(marks))]
     if torch.cuda.is_available():  # from pageable memory each copy would wait for the device's previous step
         tensors = [tensor.pin_memory() for tensor in tensors]
-    return Batch(columns, rows, TIERS[first.tier], *tensors, top_px)  # type: ignore[arg-type, call-arg]
+    ink_BHW, paper_B4, answer_BT, marks_M4 = tensors
+    return Batch(columns, rows, TIERS[first.tier], ink_BHW, paper_B4, answer_BT, marks_M4, top_px)
 
 
 def band_top(band_px: int, side_px: int, square_px: int) -> int:

@@ -100,3 +100,16 @@ def test_a_rule_that_the_right_edge_of_the_page_cuts_is_found():
     # The shortest that is one, between two of the columns that are looked at first.
     sheet.draw.line((1169, 600, 1199, 600), fill=(0,) * 3, width=2)
     assert (find_segments(sheet.image).owner_hw[595:605, 1170:] == -1).any()
+
+
+def test_an_upright_rule_stays_whole_where_cells_touch_it_on_both_sides():
+    sheet = Sheet(700, 700)
+    font = ImageFont.load_default(24)
+    for row in range(8):
+        top = 40 + 72 * row
+        for left in (300 - font.getbbox("EHH")[2], 301 - font.getbbox("EHH")[0]):
+            sheet.draw.text((left, top), "EHH", fill=0, font=font)
+    sheet.draw.rectangle((299, 30, 301, 600), fill=0)
+    page = find_segments(sheet.image)
+    assert len(page.segments) == 16
+    assert all(box[2] <= 300 or box[0] >= 300 for box in (segment.box for segment in page.segments))

@@ -24,6 +24,7 @@ ASCII = frozenset(chr(code) for code in range(32, 127))
         synthetic_text.iban,
         synthetic_text.code_line,
         synthetic_text.random_string,
+        synthetic_text.confusable_string,
         synthetic_text.random_words,
         synthetic_text.labelled,
     ],
