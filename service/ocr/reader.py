@@ -61,7 +61,7 @@ from shared.contract.prompts import PromptSet, Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 from shared.deepseek_ocr.reading_layout import ReadingLayout, lines_from_views
-from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, other_scale, prefers_second
+from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, other_sizes, prefers_second
 from shared.images.accounting import Account
 from shared.images.canvases import LARGE_EM_PX, LOW_PX, SIDE_PX, Strip
 from shared.images.page_ink import MOST_MARKS, Turn
@@ -562,6 +562,8 @@ class DocumentReader:
             result = await self._read_unturned(decoded, reading, result)
         if result.status is PageStatus.UNREADABLE:
             result = await self._read_otherwise(decoded, reading, result)
+            if result.status is PageStatus.UNREADABLE and self._may_be_surer(page, request):
+                result = await self._read_at_other_sizes(decoded, reading, result)
         elif self._may_be_surer(page, request):
             result = await self._read_unsure(decoded, reading, result)
         if result.status is PageStatus.UNREADABLE and page.ink.is_in_shadow:
@@ -614,29 +616,33 @@ class DocumentReader:
         return second if second is not None and second.status is PageStatus.OK else first
 
     async def _read_unsure(self, decoded: _Decoded, reading: _Reading, first: PageResult) -> PageResult:
-        """Read an image once more that was read whole, but not surely: by its lines, or at another size if it has few.
+        """Read an image once more that was read whole, but not surely: by its lines, or at other sizes if it has few.
 
-        In a block of many small lines a model may lose its place, which it cannot in a line. The surer text is taken.
+        In a block of many small lines a model may lose its place, which it cannot in a line. The surest text is taken.
         """
         if first.status is not PageStatus.OK or first.result is None or first.result.confidence >= SURE:
             return first
-        has_lines = len(decoded.page.ink.lines) >= FEWEST_LINES
-        second = await (self._read_in_other_form if has_lines else self._read_at_other_size)(decoded, reading)
-        if second is None or second.status is not PageStatus.OK or second.result is None:
-            return first
-        is_surer = prefers_second(first.result.confidence, second.result.confidence, is_by_lines=has_lines)
-        return second if is_surer else first
+        if len(decoded.page.ink.lines) < FEWEST_LINES:
+            return await self._read_at_other_sizes(decoded, reading, first)
+        second = await self._read_in_other_form(decoded, reading)
+        return second if second is not None and _is_surer(second, first, is_by_lines=True) else first
 
-    async def _read_at_other_size(self, decoded: _Decoded, reading: _Reading) -> PageResult | None:
-        """Read a small image at another size; None if it cannot be."""
-        page = decoded.page
-        scale = other_scale(page.width_px, page.height_px, page.prepared.plan)
-        assert scale is not None
-        # The page has been read, which a deadline must not take back.
-        reading.renew()
-        task = replace(self._decode_task(page.page, reading.request), turn_degrees=page.turned_degrees, scale=scale)
-        other = await self._decode_again(decoded, reading, task)
-        return None if other is None else await self._read_once(replace(decoded, page=other), reading, None)
+    async def _read_at_other_sizes(self, decoded: _Decoded, reading: _Reading, first: PageResult) -> PageResult:
+        """Read a small image at other sizes until it is read surely."""
+        page, best = decoded.page, first
+        for size in other_sizes(page.width_px, page.height_px, page.prepared.plan):
+            # The page has been read, which a deadline must not take back.
+            reading.renew()
+            task = replace(self._decode_task(page.page, reading.request), turn_degrees=page.turned_degrees, scale=size)
+            other = await self._decode_again(decoded, reading, task)
+            if other is None:
+                break
+            result = await self._read_once(replace(decoded, page=other), reading, None)
+            if _is_surer(result, best):
+                best = result
+            if best.status is PageStatus.OK and best.result is not None and best.result.confidence >= SURE:
+                break
+        return best
 
     async def _read_in_other_form(self, decoded: _Decoded, reading: _Reading) -> PageResult | None:
         """Read a page by its lines that was read whole, or whole; None if it cannot be."""
@@ -660,7 +666,7 @@ class DocumentReader:
     def _may_be_surer(self, page: DecodedPage, request: OcrRequest) -> bool:
         """Whether a page that is read whole is read once more if its text is not sure."""
         has_lines = len(page.ink.lines) >= FEWEST_LINES
-        has_form = has_lines or other_scale(page.width_px, page.height_px, page.prepared.plan) is not None
+        has_form = has_lines or bool(other_sizes(page.width_px, page.height_px, page.prepared.plan))
         # Where every answer is given as it is, none is replaced.
         return not page.strips and has_form and not request.reads_blank_pages and self._may_choose_form(request)
 
@@ -920,6 +926,15 @@ def _first_reason(group: BaseExceptionGroup[BaseException]) -> BaseException:
         if isinstance(error, DeepSynthError):
             return error
     return group.exceptions[0] if group.exceptions else InternalError()
+
+
+def _is_surer(second: PageResult, first: PageResult, *, is_by_lines: bool = False) -> bool:
+    """Whether another reading of a page has text that is to be preferred, as it is to none."""
+    if second.status is not PageStatus.OK or second.result is None:
+        return False
+    if first.status is not PageStatus.OK or first.result is None:
+        return True
+    return prefers_second(first.result.confidence, second.result.confidence, is_by_lines=is_by_lines)
 
 
 def _share_read(page: DecodedPage, result: SequenceResult, lines: Sequence[Region]) -> float:

@@ -15,12 +15,13 @@ FEWEST_LINES: Final = 4
 """Images with as many lines of print are read by their lines then, others at another size."""
 SURER_BY: Final = 0.01
 """The text of lines is taken where its confidence is so much higher."""
-LARGER, SMALLER = 1.25, 0.8
-"""Other sizes, relative to the image's own."""
+SIZES: Final = (1.25, 0.8, 1.4, 0.7, 1.1, 0.9)
+"""Other sizes, relative to the image's own, in the order in which they are tried."""
+MOST_SIZES: Final = 3
 
 
-def other_scale(width_px: int, height_px: int, plan: ViewPlan) -> float | None:
-    """At what size a small image is read once more.
+def other_sizes(width_px: int, height_px: int, plan: ViewPlan) -> tuple[float, ...]:
+    """At what sizes a small image is read once more, until it is read surely.
 
     Args:
         width_px: Of the image.
@@ -28,12 +29,12 @@ def other_scale(width_px: int, height_px: int, plan: ViewPlan) -> float | None:
         plan: Its views.
 
     Returns:
-        Relative to its own, larger where its view has room; None for an image of several views, or shrunk to one.
+        Relative to its own, so that it stays one view; empty for an image of several views, or shrunk to one.
     """
     longest = max(width_px, height_px)
     if plan.num_tiles or longest > plan.global_px:
-        return None
-    return LARGER if LARGER * longest <= plan.global_px else SMALLER
+        return ()
+    return tuple(size for size in SIZES if size * longest <= plan.global_px)[:MOST_SIZES]
 
 
 def prefers_second(first: float, second: float, *, is_by_lines: bool) -> bool:

@@ -20,7 +20,7 @@ from shared.deepseek_ocr.images import prepare_views, rescaled
 from shared.deepseek_ocr.line_views import is_crop
 from shared.deepseek_ocr.reading_layout import LINE_TASKS, ReadingLayout, lines_from_views
 from shared.deepseek_ocr.registry import kind_of
-from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, other_scale, prefers_second
+from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, other_sizes, prefers_second
 from shared.images.canvases import LARGE_EM_PX, MOST_LINES, Strip
 from shared.images.frames import without_frames
 from shared.images.ink import find_ink, relief_of
@@ -184,26 +184,32 @@ class ModelReader:
         return Reading(answer.text, time.perf_counter() - start, True, answer.token_scores)
 
     def _surest(self, image: Image.Image, plan: ViewPlan, whole: Reading, lines: Sequence[InkLine]) -> Reading:
-        """What was read whole, or in another form if that is surer, as the service does."""
+        """What was read whole, or in another form or at another size if that is surer, as the service does."""
         confidence = confidence_of(whole.text, whole.token_scores)
         if not self._lines_from_views or confidence >= SURE:
             return whole
         start = time.perf_counter() - whole.seconds
         has_lines = len(lines) >= FEWEST_LINES
-        if has_lines:
+        best = whole
+        for other in self._readings_otherwise(image, plan, lines):
+            found = confidence_of(other.text, other.token_scores)
+            if other.text.strip() and prefers_second(confidence, found, is_by_lines=has_lines):
+                best, confidence = other, found
+            if confidence >= SURE:
+                break
+        return replace(best, seconds=time.perf_counter() - start)
+
+    def _readings_otherwise(self, image: Image.Image, plan: ViewPlan, lines: Sequence[InkLine]) -> Iterator[Reading]:
+        """An image that was read whole by its lines, or at other sizes if it has few."""
+        start = time.perf_counter()
+        if len(lines) >= FEWEST_LINES:
             strips = lines_of_page(image)
-            if not strips:
-                return whole
-            other = self._read_strips(image, strips, start)
-        else:
-            scale = other_scale(image.width, image.height, plan)
-            if scale is None:
-                return whole
-            read = self._generate([self._whole(image, plan, scale)], MAX_NEW_TOKENS[Layout.BLOCK], [lines])[0]
-            other = Reading(read.text, time.perf_counter() - start, read.ended, read.token_scores)
-        found = confidence_of(other.text, other.token_scores)
-        is_surer = bool(other.text.strip()) and prefers_second(confidence, found, is_by_lines=has_lines)
-        return other if is_surer else replace(whole, seconds=other.seconds)
+            if strips:
+                yield self._read_strips(image, strips, start)
+            return
+        for size in other_sizes(image.width, image.height, plan):
+            read = self._generate([self._whole(image, plan, size)], MAX_NEW_TOKENS[Layout.BLOCK], [lines])[0]
+            yield Reading(read.text, time.perf_counter() - start, read.ended, read.token_scores)
 
     def _generate(
         self, views: Sequence[PageViews], most: int, prints: Sequence[Sequence[InkLine]] | None = None

@@ -541,13 +541,13 @@ async def test_what_was_read_whole_and_not_surely_is_read_by_its_lines_too(
 @pytest.mark.parametrize(
     ("confidences", "scales", "chosen"),
     [
-        pytest.param([0.9, 0.91], [1.0, 1.25], 0.91, id="surer"),
-        pytest.param([0.9, 0.89], [1.0, 1.25], 0.9, id="less sure"),
-        pytest.param([0.9, 0.0], [1.0, 1.25], 0.9, id="nothing seen"),
         pytest.param([0.98], [1.0], 0.98, id="sure"),
+        pytest.param([0.9, 0.97], [1.0, 1.25], 0.97, id="sure of the second"),
+        pytest.param([0.9, 0.91, 0.94, 0.93], [1.0, 1.25, 0.8, 0.7], 0.94, id="surest of four"),
+        pytest.param([0.9, 0.89, 0.0, 0.88], [1.0, 1.25, 0.8, 0.7], 0.9, id="less sure, or nothing seen"),
     ],
 )
-async def test_few_lines_that_were_not_read_surely_are_read_at_another_size_too(
+async def test_few_lines_that_were_not_read_surely_are_read_at_other_sizes_too(
     confidences: list[float], scales: list[float], chosen: float
 ) -> None:
     async with bench(engine=UnevenEngine(confidences, geometry=NANO_GEOMETRY)) as it:
@@ -556,6 +556,28 @@ async def test_few_lines_that_were_not_read_surely_are_read_at_another_size_too(
         assert [order.scale for order in it.source.orders] == scales
     assert page.result is not None
     assert (page.status, page.result.confidence, page.width_px) == (PageStatus.OK, chosen, 6)
+
+
+@pytest.mark.parametrize(
+    ("confidences", "scales", "chosen"),
+    [
+        pytest.param([0.3, 0.9, 0.98], [1.0, 1.0, 1.25, 0.8], 0.98, id="readable"),
+        pytest.param([0.3, 0.9, 0.3, 0.3], [1.0, 1.0, 1.25, 0.8, 0.7], 0.9, id="readable once"),
+        pytest.param([0.3] * 4, [1.0, 1.0, 1.25, 0.8, 0.7], None, id="unreadable"),
+    ],
+)
+async def test_a_small_image_of_which_nothing_could_be_made_is_read_at_other_sizes_too(
+    confidences: list[float], scales: list[float], chosen: float | None
+) -> None:
+    async with bench(engine=UnevenEngine(confidences, geometry=NANO_GEOMETRY)) as it:
+        it.source.ink, it.source.sizes = {1: replace(FEW, marks=20)}, {1: (6, 4)}
+        page = (await it.read(1)).pages[0]
+        assert [order.scale for order in it.source.orders] == scales
+    assert page.status is (PageStatus.UNREADABLE if chosen is None else PageStatus.OK)
+    assert bool(page.text) == (chosen is not None)
+    if chosen is not None:
+        assert page.result is not None
+        assert page.result.confidence == chosen
 
 
 @pytest.mark.parametrize("given", [{"layout": ReadingLayout.PAGE}, {"reads_blank_pages": True}])

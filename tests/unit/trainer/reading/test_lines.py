@@ -91,17 +91,18 @@ def test_what_was_read_whole_and_not_surely_is_read_by_its_lines_too(num_lines, 
 
 
 @pytest.mark.parametrize(
-    ("size", "whole", "other", "scale", "chosen"),
+    ("size", "whole", "others", "scales", "chosen"),
     [
-        pytest.param((500, 360), 0.9, 0.91, 1.25, "other", id="larger is surer"),
-        pytest.param((600, 360), 0.9, 0.91, 0.8, "other", id="smaller is surer"),
-        pytest.param((600, 360), 0.9, 0.89, 0.8, "whole", id="less sure"),
-        pytest.param((600, 360), 0.98, 0.99, None, "whole", id="sure"),
-        pytest.param((900, 360), 0.9, 0.99, None, "whole", id="several views"),
+        pytest.param((450, 360), 0.9, [0.91, 0.93, 0.92], [1.25, 0.8, 1.4], "0.93", id="surest"),
+        pytest.param((500, 360), 0.9, [0.98], [1.25], "0.98", id="sure of the second"),
+        pytest.param((600, 360), 0.9, [0.91, 0.89, 0.89], [0.8, 0.7, 0.9], "0.91", id="no larger one has room"),
+        pytest.param((600, 360), 0.9, [0.89, 0.89, 0.89], [0.8, 0.7, 0.9], "whole", id="less sure"),
+        pytest.param((600, 360), 0.98, [], [], "whole", id="sure"),
+        pytest.param((900, 360), 0.9, [], [], "whole", id="several views"),
     ],
 )
-def test_few_lines_that_were_not_read_surely_are_read_at_another_size_too(
-    size, whole, other, scale, chosen, monkeypatch
+def test_few_lines_that_were_not_read_surely_are_read_at_other_sizes_too(
+    size, whole, others, scales, chosen, monkeypatch
 ):
     image = page_of((40, 40, LEFT), size=size)
     reader = ModelReader(tiny_model(), tiny_tokenizer(), NANO_GEOMETRY, "nano")
@@ -109,13 +110,14 @@ def test_few_lines_that_were_not_read_surely_are_read_at_another_size_too(
 
     def generate(views, *_):
         seen.extend(views)
-        read = reading("other", other)
+        probability = others[len(seen) - 1]
+        read = reading(f"{probability}", probability)
         return [Generated(read.text, 5, FinishReason.STOP, read.token_scores)]
 
     monkeypatch.setattr(reader, "_generate", generate)
     found = reader._surest(image, plan_of(image), reading("whole", whole), find_ink(image).lines[:3])
     assert found.text == chosen
-    assert [view_size(view) for view in seen] == ([] if scale is None else [tuple(round(s * scale) for s in size)])
+    assert [view_size(view) for view in seen] == [tuple(round(side * scale) for side in size) for scale in scales]
 
 
 def plan_of(image):
