@@ -10,10 +10,16 @@ reader starts from image files. A Tesseract page includes the start of its proce
 other way; nano's start, once for all pages, is not included but printed. A page's seconds are what it takes when read
 alone, or its share of the wall time when pages are read together.
 
-With `--alternating` both read each page in turn, nano as the service does, pages by their lines, and Tesseract on one
-thread; then seconds of the processor are given as well, which other work on the machine changes little:
+With `--alternating` both read each page in turn, nano pages by lines as the service does but images once, Tesseract on
+one thread; then seconds of the processor are given as well, which other work on the machine changes little:
 
     OMP_NUM_THREADS=1 python benchmarks/cpu_reading.py --alternating --scans SCANS
+
+With `--service PID` as well a running service reads, with all that a request costs: HTTP, the image processes, second
+readings. Its seconds of the processor are those of that process and its children.
+
+    DEEPSYNTH_CPU_THREADS=1 make serve
+    python benchmarks/cpu_reading.py --alternating --data data/nano-eval --tiers line --limit 60 --service PID
 
 Accuracy comes with the speed: character error rate against the truth, all pages together. Prints a table, and
 one JSON object last; `--out FILE` appends a JSON line for each row to a file.
@@ -23,6 +29,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import os
 import resource
@@ -36,6 +43,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import httpx
 import torch
 from PIL import Image
 
@@ -63,6 +71,8 @@ from trainer.reading.tesseract import TesseractReader
 
 NANO = Path(__file__).resolve().parents[1] / "shared" / "nano"
 Read = Callable[[Sequence[Sample]], list[str]]
+Reads = tuple[str, Callable[[Sample], str], Callable[[], float]]
+"""How it is run, what reads, and the seconds of the processor that it has used so far."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,31 +207,34 @@ async def _answer(engine: TorchEngine, page: PageViews, max_new_tokens: int) -> 
 _results: dict[str, SequenceResult] = {}
 
 
-def alternate(samples: Sequence[Sample], engine: TorchEngine, program: str) -> list[dict[str, Any]]:
-    """Read each page with nano and with Tesseract, one after the other; a row for each reader."""
-    tesseract = TesseractReader(child_environment(), 1, program=program)
-    texts: dict[str, list[str]] = {"nano": [], tesseract.name: []}
+def alternate(samples: Sequence[Sample], readers: Sequence[tuple[str, Reads]]) -> list[dict[str, Any]]:
+    """Read each page with each reader, one after the other; a row for each.
+
+    Args:
+        samples: The pages.
+        readers: With their names.
+
+    Returns:
+        Figures.
+    """
+    texts: dict[str, list[str]] = {name: [] for name, _ in readers}
     wall_s, cpu_s = dict.fromkeys(texts, 0.0), dict.fromkeys(texts, 0.0)
     for sample in samples:
         page_s = {}
-        for name, read in texts.items():
-            began_s, began_cpu_s = time.perf_counter(), _cpu_s()
-            if name == "nano":
-                text = read_as_served(engine, open_page(sample.image_path), engine.info.max_new_tokens)
-            else:
-                text = next(reading.text for _, reading in tesseract.read([sample]))
-            read.append(text)
+        for name, (_, read, used_s) in readers:
+            began_s, began_cpu_s = time.perf_counter(), used_s()
+            texts[name].append(read(sample))
             wall_s[name] += time.perf_counter() - began_s
-            page_s[name] = _cpu_s() - began_cpu_s
+            page_s[name] = used_s() - began_cpu_s
             cpu_s[name] += page_s[name]
         print(f"{sample.name:<24} " + "  ".join(f"{name} {cpu:.2f} s" for name, cpu in page_s.items()), flush=True)
     rows = []
-    for name, read in texts.items():
-        errors = total(char_errors(sample.truth, text) for sample, text in zip(samples, read, strict=True))
+    for name, (how, *_) in readers:
+        errors = total(char_errors(sample.truth, text) for sample, text in zip(samples, texts[name], strict=True))
         rows.append(
             {
                 "reader": name,
-                "how": "alternating, 1 thread" if name != "nano" else f"as served, {torch.get_num_threads()} threads",
+                "how": how,
                 "pages": len(samples),
                 "characters": sum(len(sample.truth) for sample in samples),
                 "seconds_per_page": round(wall_s[name] / len(samples), 4),
@@ -232,10 +245,51 @@ def alternate(samples: Sequence[Sample], engine: TorchEngine, program: str) -> l
     return rows
 
 
+def _engine(arguments: argparse.Namespace) -> Reads:
+    limits = EngineLimits(
+        batch_size=arguments.batch_size,
+        max_new_tokens=arguments.max_new_tokens,
+        rounds_canvases=not arguments.exact,
+    )
+    engine = make_engine(load_checkpoint(NANO), limits, "nano")
+    engine.warm_up()
+
+    def read(sample: Sample) -> str:
+        return read_as_served(engine, open_page(sample.image_path), engine.info.max_new_tokens)
+
+    return f"as served, {torch.get_num_threads()} threads", read, _cpu_s
+
+
+def _service(arguments: argparse.Namespace) -> Reads:
+    client = httpx.Client(base_url=arguments.url, timeout=600)
+
+    def read(sample: Sample) -> str:
+        answer = client.post("/ocr", files={"file": (sample.image_path.name, sample.image_path.read_bytes())})
+        return str(answer.raise_for_status().json()["text"])
+
+    return "service", read, partial(_cpu_s_of, arguments.service)
+
+
+def _read_with_tesseract(reader: TesseractReader, sample: Sample) -> str:
+    return next(reading.text for _, reading in reader.read([sample]))
+
+
 def _cpu_s() -> float:
     """Seconds of the processor, of this process and of the programs that it has run."""
     own, children = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
+
+
+def _cpu_s_of(pid: int) -> float:
+    """Seconds of the processor, of a process and of what it has started that still runs."""
+    used_s = 0.0
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        # The command's name comes first, in brackets, and may contain spaces.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        used_s = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            used_s += sum(_cpu_s_of(int(child)) for child in task.read_text().split())
+    return used_s
 
 
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
@@ -269,6 +323,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-new-tokens", type=int, default=2048)
     parser.add_argument("--tesseract", default="tesseract", help="name or path of the program")
     parser.add_argument("--alternating", action="store_true", help="nano as served, page by page next to Tesseract")
+    parser.add_argument(
+        "--service", type=int, metavar="PID", help="with --alternating: the service that reads at --url"
+    )
+    parser.add_argument("--url", default="http://127.0.0.1:8000")
     parser.add_argument("--exact", action="store_true", help="read canvases in float32 everywhere")
     parser.add_argument("--scans", type=Path, help="folder with images/ and truth/ instead of a set")
     parser.add_argument("--out", help="file that the rows are appended to, or `auto`")
@@ -286,14 +344,10 @@ def main() -> None:
     if arguments.alternating:
         # A scan is a page here, of whatever layout.
         samples = [replace(sample, layout=Layout.PAGE) if arguments.scans else sample for sample in samples]
-        limits = EngineLimits(
-            batch_size=arguments.batch_size,
-            max_new_tokens=arguments.max_new_tokens,
-            rounds_canvases=not arguments.exact,
-        )
-        engine = make_engine(load_checkpoint(NANO), limits, "nano")
-        engine.warm_up()
-        rows = alternate(samples, engine, arguments.tesseract)
+        tesseract = TesseractReader(child_environment(), 1, program=arguments.tesseract)
+        read = partial(_read_with_tesseract, tesseract)
+        reads = _service(arguments) if arguments.service else _engine(arguments)
+        rows = alternate(samples, [("nano", reads), (tesseract.name, ("alternating, 1 thread", read, _cpu_s))])
         ours, theirs = rows[0]["cpu_seconds_per_page"], rows[1]["cpu_seconds_per_page"]
         name = (arguments.scans or arguments.data or SAMPLES).name
         about = {"benchmark": "cpu_reading", "set": name, **origin("cpu"), "command": command()}

@@ -29,20 +29,18 @@ import io
 import subprocess
 import sys
 import tempfile
-import time
 import unicodedata
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
-from importlib import import_module
 from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.origin import command, keep, origin, version_of
+from benchmarks.origin import command, keep, origin
 from shared.contract.text import ErrorCount, char_errors
 from trainer.config import child_environment
 from trainer.evaluation.samples import Layout, Sample
@@ -50,6 +48,7 @@ from trainer.evaluation.scores import Reading
 from trainer.reading.loading import load_model_reader
 from trainer.reading.model import ReadingOptions
 from trainer.reading.protocol import Reader
+from trainer.reading.rapidocr import RapidReader, lines_of
 from trainer.reading.service import ServiceReader
 from trainer.reading.tesseract import TesseractReader
 
@@ -215,19 +214,7 @@ def box_text(boxes: str) -> str:
         if text:
             xs, ys = ([int(float(value)) for value in fields[first:8:2]] for first in (0, 1))
             rows.append((min(xs), min(ys), max(ys), text))
-    return "\n".join(" ".join(cells) for cells in _lines_of(rows))
-
-
-def _lines_of(rows: Sequence[tuple[float, float, float, str]]) -> list[list[str]]:
-    """Texts with left, top and bottom as lines from top to bottom, each from left to right."""
-    lines: list[list[tuple[float, float, float, str]]] = []
-    for row in sorted(rows, key=lambda each: each[1] + each[2]):
-        middle = (row[1] + row[2]) / 2
-        if lines and abs(middle - (lines[-1][0][1] + lines[-1][0][2]) / 2) < 0.5 * (row[2] - row[1]):
-            lines[-1].append(row)
-        else:
-            lines.append([row])
-    return [[text for *_, text in sorted(line)] for line in lines]
+    return "\n".join(" ".join(cells) for cells in lines_of(rows))
 
 
 def folded(text: str) -> str:
@@ -257,46 +244,6 @@ def summary(figures: Sequence[PageFigures]) -> dict[str, Any]:
     }
 
 
-class RapidReader:
-    """RapidOCR with its models; a line for each of its boxes' heights."""
-
-    def __init__(self) -> None:
-        try:
-            # Not an import statement, since the project does not depend on it.
-            package: Any = import_module("rapidocr")
-        except ImportError as error:
-            raise SystemExit("RapidOCR is not installed: pip install rapidocr onnxruntime") from error
-        self._engine: Any = package.RapidOCR()
-
-    @property
-    def name(self) -> str:
-        """With its version."""
-        return f"RapidOCR {version_of('rapidocr')}"
-
-    @property
-    def details(self) -> Mapping[str, str]:
-        """The program that computes."""
-        return {"onnxruntime": version_of("onnxruntime")}
-
-    def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
-        """Read pages one after another."""
-        for place, sample in enumerate(samples):
-            start = time.perf_counter()
-            found = self._engine(str(sample.image_path))
-            boxes = [] if found.boxes is None else found.boxes
-            rows = [
-                (
-                    float(min(x for x, _ in box)),
-                    float(min(y for _, y in box)),
-                    float(max(y for _, y in box)),
-                    str(text),
-                )
-                for box, text in zip(boxes, found.txts or (), strict=True)
-            ]
-            text = "\n".join(" ".join(cells) for cells in _lines_of(rows))
-            yield place, Reading(text, time.perf_counter() - start)
-
-
 def readers_of(arguments: argparse.Namespace) -> list[Reader]:
     """The readers that the command line names."""
     readers: list[Reader] = []
@@ -308,7 +255,7 @@ def readers_of(arguments: argparse.Namespace) -> list[Reader]:
     if arguments.nano:
         readers.append(load_model_reader(str(NANO), "cpu", arguments.threads, ReadingOptions()))
     if arguments.rapidocr:
-        readers.append(RapidReader())
+        readers.append(RapidReader(arguments.threads))
     return readers
 
 

@@ -560,9 +560,10 @@ class DocumentReader:
         result = await self._read_once(decoded, reading, on_text)
         if page.turned_degrees and result.status in _WITHOUT_TEXT:
             result = await self._read_unturned(decoded, reading, result)
-        if result.status is PageStatus.UNREADABLE:
+        # Of a number alone on a page a model may see nothing.
+        if result.status is PageStatus.UNREADABLE or (result.status is PageStatus.BLANK and page.ink.marks):
             result = await self._read_otherwise(decoded, reading, result)
-            if result.status is PageStatus.UNREADABLE and self._may_be_surer(page, request):
+            if result.status is not PageStatus.OK and self._may_be_surer(page, request):
                 result = await self._read_at_other_sizes(decoded, reading, result)
         elif self._may_be_surer(page, request):
             result = await self._read_unsure(decoded, reading, result)

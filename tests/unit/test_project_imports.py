@@ -140,7 +140,10 @@ def declared(*extras: str) -> set[str]:
         ("service", ("service", "service-cuda", "bulk", "ray")),
         (
             "trainer",
-            ("trainer", "trainer-cuda", "trainer-rewards", "trainer-sweep", "trainer-tracing", "trainer-wandb"),
+            (
+                *("trainer", "trainer-cuda", "trainer-rapidocr", "trainer-rewards", "trainer-sweep"),
+                *("trainer-tracing", "trainer-wandb"),
+            ),
         ),
     ],
 )

@@ -36,6 +36,7 @@ from trainer.evaluation.table import text_table
 from trainer.evaluation.transcript import write_transcript
 from trainer.publishing.gate import model_of_run
 from trainer.reading.protocol import Reader
+from trainer.reading.rapidocr import RapidReader
 from trainer.reading.service import ServiceReader
 from trainer.reading.tesseract import TesseractReader
 from trainer.report.page import report_page
@@ -80,6 +81,7 @@ def add_evaluate(commands: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "--concurrency", type=positive, default=CONCURRENCY, metavar="N", help="requests at once (%(default)s)"
     )
     readers.add_argument("--tesseract", action="store_true", help="read the same pages with Tesseract too")
+    readers.add_argument("--rapidocr", action="store_true", help="and with RapidOCR (extra `trainer-rapidocr`)")
     add_reading_flags(parser)
     output = parser.add_argument_group("output")
     output.add_argument("--no-teds", action="store_true", help="leave out TEDS where truths have tables")
@@ -155,9 +157,11 @@ def _seen(options: argparse.Namespace) -> SeenPages | None:
 
 def _readers(options: argparse.Namespace, settings: TrainerSettings) -> list[Reader]:
     readers: list[Reader] = []
-    # First, to fail on a missing program before a model has read for minutes.
+    # First, to fail on a missing program or package before a model has read for minutes.
     if options.tesseract:
         readers.append(TesseractReader(child_environment(), settings.num_threads, program=settings.tesseract))
+    if options.rapidocr:
+        readers.append(RapidReader(settings.num_threads))
     return [*(_service_readers(options, settings) if options.url else _model_readers(options, settings)), *readers]
 
 

@@ -37,7 +37,7 @@ _ASKED_FOR: Final[dict[str, tuple[type[PageRenderer], Callable[[Any], RenderedPa
 }
 """Renderer, its method, and the layout of its pages."""
 TESTS_NAME: Final = "page-tests.jsonl"
-DEFAULT_PER_TIER: Final = {"line": 100, "block": 60, "page": 20, "degraded-line": 60, "degraded-block": 60}
+DEFAULT_PER_TIER: Final = {"line": 300, "block": 60, "page": 20, "degraded-line": 300, "degraded-block": 60}
 # Em sizes; a page scanned at 100 dpi has lines and blocks as small as 14 px.
 _SIZES: Final = {"line": (14, 40), "block": (14, 40), "page": (14, 30)}
 MAX_SIDE_PX: Final = 640

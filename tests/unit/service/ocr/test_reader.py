@@ -580,6 +580,16 @@ async def test_a_small_image_of_which_nothing_could_be_made_is_read_at_other_siz
         assert page.result.confidence == chosen
 
 
+@pytest.mark.parametrize(("marks", "status"), [(2, PageStatus.OK), (0, PageStatus.BLANK)])
+async def test_a_page_with_marks_on_which_nothing_was_seen_is_read_by_its_lines(marks: int, status: PageStatus) -> None:
+    async with bench(engine=UnevenEngine([0.0, 0.9], geometry=NANO_GEOMETRY)) as it:
+        it.source.ink, it.source.ink_of_lines = {1: PageInk(marks, 0.01, noise=20.0)}, {1: MANY}
+        page = (await it.read(1)).pages[0]
+        asked = [order.lines_from_views for order in it.source.orders]
+    assert (page.status, bool(page.text)) == (status, status is PageStatus.OK)
+    assert asked == ([2, 1] if marks else [2])
+
+
 @pytest.mark.parametrize("given", [{"layout": ReadingLayout.PAGE}, {"reads_blank_pages": True}])
 async def test_a_page_is_read_once_where_the_client_wants_the_answer_as_it_is(given: dict[str, Any]) -> None:
     few_lines = replace(HALF_READ, lines=HALF_READ.lines[:3])
