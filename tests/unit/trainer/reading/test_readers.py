@@ -6,9 +6,13 @@ import hashlib
 import json
 import shutil
 import stat
+import sys
 import threading
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
+from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
 import pytest
@@ -24,10 +28,12 @@ from tests.support.stub_service import serving
 from tests.support.tiny_model import TINY_GEOMETRY, tiny_model, tiny_tokenizer
 from trainer.config import child_environment
 from trainer.evaluation.samples import Layout, Sample, load_set, open_page
+from trainer.reading import rapidocr as rapidocr_module
 from trainer.reading import service as service_module
 from trainer.reading.generation import generate_texts
 from trainer.reading.model import ModelReader, ReadingOptions
 from trainer.reading.protocol import ReaderError
+from trainer.reading.rapidocr import RapidReader
 from trainer.reading.service import ServiceReader, multipart, retry_after_s
 from trainer.reading.tesseract import TesseractReader
 
@@ -90,6 +96,52 @@ def test_the_real_tesseract_reads_a_clean_line(tmp_path):
     samples = load_set(write_set(tmp_path, [("a.png", "line", "Plain words here")])).samples
     ((_, reading),) = TesseractReader(child_environment()).read(samples)
     assert reading.text.strip() == "Plain words here"
+
+
+@pytest.fixture
+def stub_rapidocr(monkeypatch):
+    """A package that finds two cells of one line below a heading, and nothing on a file called blank."""
+
+    class RapidOCR:
+        def __init__(self, params):
+            assert params["EngineConfig.onnxruntime.intra_op_num_threads"] == 2
+
+        def __call__(self, path):
+            if "blank" in path:
+                return SimpleNamespace(boxes=None, txts=None)
+            boxes = [[(x, y), (x + 40, y), (x + 40, y + 10), (x, y + 10)] for x, y in ((60, 32), (5, 0), (5, 30))]
+            return SimpleNamespace(boxes=boxes, txts=("9.50", "Invoice", "Total"))
+
+    module = ModuleType("rapidocr")
+    module.RapidOCR = RapidOCR
+    for name in rapidocr_module.PACKAGES:
+        stub = module if name == "rapidocr" else ModuleType(name)
+        stub.__spec__ = ModuleSpec(name, None)
+        monkeypatch.setitem(sys.modules, name, stub)
+    monkeypatch.setattr(rapidocr_module, "version", {"rapidocr": "3.10.0", "onnxruntime": "1.32.0"}.__getitem__)
+
+
+@pytest.mark.usefixtures("stub_rapidocr")
+def test_boxes_of_rapidocr_become_lines(tmp_path):
+    samples = load_set(write_set(tmp_path, [("a.png", "block", "x"), ("blank.png", "line", "x")])).samples
+    reader = RapidReader(2)
+    readings = dict(reader.read(samples))
+    assert [readings[index].text for index in range(2)] == ["Invoice\nTotal 9.50", ""]
+    assert reader.name == "RapidOCR 3.10.0"
+    assert reader.details == {"rapidocr": "3.10.0", "onnxruntime": "1.32.0", "threads": "2"}
+
+
+def test_a_missing_rapidocr_is_said_at_once(monkeypatch):
+    monkeypatch.setattr(rapidocr_module, "PACKAGES", ("no_such_package",))
+    with pytest.raises(ReaderError, match="trainer-rapidocr"):
+        RapidReader()
+
+
+@pytest.mark.skipif(find_spec("rapidocr") is None, reason="needs the extra trainer-rapidocr")
+def test_the_real_rapidocr_reads_a_clean_line(tmp_path):
+    samples = load_set(write_set(tmp_path, [("a.png", "line", "Plain words here")])).samples
+    ((_, reading),) = RapidReader().read(samples)
+    assert reading.text.split() == ["Plain", "words", "here"]
 
 
 class StubService(BaseHTTPRequestHandler):
