@@ -20,6 +20,7 @@ from PIL import Image
 from shared.images.histogram import median, percentile
 from shared.images.ink_lines import find_lines, find_shapes, label_shapes, mask_above, places_in
 from shared.images.page_ink import HIDING_NOISE, MOST_MARKS, PageInk
+from shared.images.tints import without_tints
 
 # Callers look at one page for each core already.
 cv2.setNumThreads(1)
@@ -182,7 +183,7 @@ def _densest_parts(mask_HW: NDArray[np.uint8]) -> Iterator[slice]:
 def _grey(page: Image.Image) -> NDArray[np.uint8]:
     """Bright paper with dark ink, whatever the colours: coloured ink is as dark as its darkest channel."""
     # As bands, which Pillow gives in half the time of pixels.
-    bands: list[Any] = [np.asarray(band) for band in page.split()]
+    bands: list[Any] = [np.asarray(band) for band in without_tints(page).split()]
     longest_px = min(max(page.size), _LONGEST_SHEET * min(page.size))
     # By whole numbers OpenCV takes the mean of squares, which is fast and keeps thin strokes.
     whole = longest_px // MAX_SIDE_PX

@@ -25,6 +25,7 @@ from shared.images.histogram import percentile, percentile_of_few
 from shared.images.ink import MAX_SIDE_PX, Relief, relief_of_grey
 from shared.images.ink_lines import label_shapes, places_in
 from shared.images.rules import bits_of_rules, darker_than, find_rules
+from shared.images.tints import without_tints
 
 _DARKER_SHARE = 0.42
 """Of the darkest print around: only this much counts, so that soft edges do not join letters."""
@@ -222,7 +223,7 @@ def _inverted(grey_HW: NDArray[np.uint8], ground_HW: NDArray[np.uint8]) -> NDArr
 
 def _ink_grey(page: Image.Image) -> NDArray[np.uint8]:
     """Grey paper with dark ink; coloured ink is darker than its brightness, but a yellow marker is not black."""
-    pixels: Any = np.asarray(page)
+    pixels: Any = np.asarray(without_tints(page))
     if page.mode == "L":
         grey_HW = pixels
     else:
