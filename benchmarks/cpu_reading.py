@@ -312,8 +312,8 @@ def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, float]:
     return found
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line."""
+def parse_arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line, or the arguments that are given; ends the program where they cannot be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="evaluation set; none: the included samples")
     parser.add_argument("--tiers", type=lambda text: text.split(","), default=[])
@@ -330,7 +330,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--exact", action="store_true", help="read canvases in float32 everywhere")
     parser.add_argument("--scans", type=Path, help="folder with images/ and truth/ instead of a set")
     parser.add_argument("--out", help="file that the rows are appended to, or `auto`")
-    return parser.parse_args()
+    arguments = parser.parse_args(given)
+    if arguments.service is not None:
+        if not arguments.alternating:
+            parser.error("--service needs --alternating")
+        if not Path(f"/proc/{arguments.service}/stat").is_file():
+            parser.error(f"--service: there is no process {arguments.service}")
+    return arguments
 
 
 def main() -> None:
@@ -346,7 +352,7 @@ def main() -> None:
         samples = [replace(sample, layout=Layout.PAGE) if arguments.scans else sample for sample in samples]
         tesseract = TesseractReader(child_environment(), 1, program=arguments.tesseract)
         read = partial(_read_with_tesseract, tesseract)
-        reads = _service(arguments) if arguments.service else _engine(arguments)
+        reads = _service(arguments) if arguments.service is not None else _engine(arguments)
         rows = alternate(samples, [("nano", reads), (tesseract.name, ("alternating, 1 thread", read, _cpu_s))])
         ours, theirs = rows[0]["cpu_seconds_per_page"], rows[1]["cpu_seconds_per_page"]
         name = (arguments.scans or arguments.data or SAMPLES).name

@@ -27,7 +27,7 @@ class TrainerSettings:
     device: str = "auto"
     """`auto` (CUDA where there is a device), `cpu`, `cuda` or `cuda:N`."""
     threads: int = 0
-    """Threads of torch on the CPU and processes of Tesseract; 0 for the processors that this process may use."""
+    """Threads of torch on the CPU and of RapidOCR, processes of Tesseract; 0 for as many as this process may use."""
     tesseract: str = "tesseract"
     """Name or path of the Tesseract program."""
     api_key: str = field(default="", repr=False)

@@ -35,11 +35,16 @@ class Deadline:
         """Seconds until it passes however many pages are finished; infinite without such a limit."""
         return self._end_s - asyncio.get_running_loop().time()
 
+    @property
+    def has_passed(self) -> bool:
+        """Whether it is cancelling, or has cancelled, the block that it is enforced on."""
+        return self._timeout is not None and self._timeout.expired()
+
     def renew(self) -> None:
         """A page has been finished."""
         self._at_s = self._next_s()
         # One that has expired is already cancelling its block, and can no longer be moved.
-        if self._timeout is not None and not self._timeout.expired():
+        if self._timeout is not None and not self.has_passed:
             self._timeout.reschedule(self._at_s)
 
     @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol, cast
@@ -160,10 +160,31 @@ class _Reading:
     permit: Permit | None
     finish: PageSink
     on_delta: DeltaSink | None
-    renew: Callable[[], None]
-    """Renews the deadline."""
+    deadline: Deadline | None
     slow: list[int] = field(default_factory=list)
     """Pages that took too long to decode."""
+
+    def renew(self) -> None:
+        """Renew the deadline, if there is one."""
+        if self.deadline is not None:
+            self.deadline.renew()
+
+    def has_time(self, seconds: float) -> bool:
+        """Whether the deadline leaves the document more than this."""
+        return self.deadline is None or (not self.deadline.has_passed and self.deadline.total_left_s > seconds)
+
+    @contextlib.contextmanager
+    def keeping_first(self) -> Iterator[None]:
+        """Read a page once more: a deadline that passes meanwhile ends that reading, and does not fail the page.
+
+        Nothing may be awaited after that, as `has_time` tells.
+        """
+        self.renew()
+        try:
+            yield
+        except asyncio.CancelledError:
+            if self.deadline is None or not self.deadline.has_passed:
+                raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +193,8 @@ class _Decoded:
 
     page: DecodedPage
     result: PageResult
+    began_s: float
+    """When it was begun, by the reader's clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,15 +317,12 @@ class DocumentReader:
         documents = [Document(file, self.limits, request.selection, client=client) for file in files]
         finished: dict[int, PageResult] = {}
 
-        def renew() -> None:
-            if deadline is not None:
-                deadline.renew()
-
         def finish(page: PageResult) -> None:
             # Its frames hold the page, and this document.
             let_go(page.error)
             finished[page.page] = page
-            renew()
+            if deadline is not None:
+                deadline.renew()
             self._observer.page_finished(page.status)
             if on_page is not None:
                 on_page(page)
@@ -314,7 +334,7 @@ class DocumentReader:
             self._check_total(num_before + len(pages))
             if deadline is not None:
                 self._check_time(num_before + len(pages) - len(finished), deadline)
-            readings.append(_Reading(document, pages, num_before, request, permit, finish, on_delta, renew))
+            readings.append(_Reading(document, pages, num_before, request, permit, finish, on_delta, deadline))
             return readings[-1]
 
         late: DeadlineError | None = None
@@ -500,7 +520,7 @@ class DocumentReader:
         if page.ink.is_blank and not reading.request.reads_blank_pages:
             reading.finish(result)
             return None
-        return _Decoded(page, result)
+        return _Decoded(page, result, self._clock() - decode_s)
 
     def _decode_task(self, page_of_file: int, request: OcrRequest) -> DecodeTask:
         info = self._engine.info
@@ -560,7 +580,7 @@ class DocumentReader:
         result = await self._read_once(decoded, reading, on_text)
         if page.turned_degrees and result.status in _WITHOUT_TEXT:
             result = await self._read_unturned(decoded, reading, result)
-        # Of a number alone on a page a model may see nothing.
+        # Print that was misread may be read in another form, and of a number alone on a page a model may see nothing.
         if result.status is PageStatus.UNREADABLE or (result.status is PageStatus.BLANK and page.ink.marks):
             result = await self._read_otherwise(decoded, reading, result)
             if result.status is not PageStatus.OK and self._may_be_surer(page, request):
@@ -593,14 +613,20 @@ class DocumentReader:
         Unfamiliar signs may look upright in another turn; a text that is at least as sure shows that they are not.
         """
         task = replace(self._decode_task(decoded.page.page, reading.request), turn_degrees=0)
-        other = await self._decode_again(decoded, reading, task)
-        if other is None:
-            return first
-        result = replace(
-            decoded.result, width_px=other.width_px, height_px=other.height_px, turned_degrees=other.turned_degrees
-        )
-        second = await self._read_once(_Decoded(other, result), reading, None)
-        if second.status is not PageStatus.OK or second.result is None:
+        second: PageResult | None = None
+        if self._has_time(decoded, reading):
+            with reading.keeping_first():
+                other = await self._decode_again(decoded, reading, task)
+                if other is None:
+                    return first
+                result = replace(
+                    decoded.result,
+                    width_px=other.width_px,
+                    height_px=other.height_px,
+                    turned_degrees=other.turned_degrees,
+                )
+                second = await self._read_once(replace(decoded, page=other, result=result), reading, None)
+        if second is None or second.status is not PageStatus.OK or second.result is None:
             return first
         # That nothing was read says nothing for the turn, however sure of it a model is.
         least = first.result.confidence if first.result is not None and first.result.text.strip() else 0.0
@@ -632,33 +658,39 @@ class DocumentReader:
         """Read a small image at other sizes until it is read surely."""
         page, best = decoded.page, first
         for size in other_sizes(page.width_px, page.height_px, page.prepared.plan):
-            # The page has been read, which a deadline must not take back.
-            reading.renew()
-            task = replace(self._decode_task(page.page, reading.request), turn_degrees=page.turned_degrees, scale=size)
-            other = await self._decode_again(decoded, reading, task)
-            if other is None:
+            if not self._has_time(decoded, reading):
                 break
-            result = await self._read_once(replace(decoded, page=other), reading, None)
-            if _is_surer(result, best):
-                best = result
+            task = replace(self._decode_task(page.page, reading.request), turn_degrees=page.turned_degrees, scale=size)
+            with reading.keeping_first():
+                other = await self._decode_again(decoded, reading, task)
+                if other is None:
+                    break
+                result = await self._read_once(replace(decoded, page=other), reading, None)
+                if _is_surer(result, best):
+                    best = result
             if best.status is PageStatus.OK and best.result is not None and best.result.confidence >= SURE:
                 break
         return best
 
     async def _read_in_other_form(self, decoded: _Decoded, reading: _Reading) -> PageResult | None:
-        """Read a page by its lines that was read whole, or whole; None if it cannot be."""
+        """Read a page by its lines that was read whole, or whole; None if it cannot be, or not in time."""
         page = decoded.page
-        # The page has been read, which a deadline must not take back.
-        reading.renew()
+        if not self._has_time(decoded, reading):
+            return None
         task = replace(
             self._decode_task(page.page, reading.request),
             turn_degrees=page.turned_degrees,
             lines_from_views=0 if page.strips else 1,
         )
-        other = await self._decode_again(decoded, reading, task)
-        if other is None or bool(other.strips) == bool(page.strips):
-            return None
-        return await self._read_once(replace(decoded, page=other), reading, None)
+        with reading.keeping_first():
+            other = await self._decode_again(decoded, reading, task)
+            if other is not None and bool(other.strips) != bool(page.strips):
+                return await self._read_once(replace(decoded, page=other), reading, None)
+        return None
+
+    def _has_time(self, decoded: _Decoded, reading: _Reading) -> bool:
+        """Whether a page may be read once more: the document has more time left than the page has taken so far."""
+        return reading.has_time(self._clock() - decoded.began_s)
 
     def _has_other_form(self, page: DecodedPage, request: OcrRequest) -> bool:
         """Whether a page is read otherwise if nothing could be made of it."""
@@ -692,6 +724,8 @@ class DocumentReader:
             return await self._infer(replace(sequence, params=params, wants_token_scores=True), None, notes_pace=False)
 
         async def enlarge() -> Sequence[Strip]:
+            if not self._has_time(decoded, reading):
+                return ()
             # The page has been read, which a deadline must not take back.
             reading.renew()
             task = replace(

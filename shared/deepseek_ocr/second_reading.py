@@ -1,4 +1,4 @@
-"""When an image that was read whole is read once more in another form, and which of both texts is taken.
+"""When an image that was read whole is read again, by its lines or at other sizes, and which text is taken.
 
 The limits were chosen on drawn images that are not those of the published figures (benchmarks/LOG.md). Free of torch.
 """
@@ -10,11 +10,11 @@ from typing import Final
 from shared.deepseek_ocr.geometry import ViewPlan
 
 SURE: Final = 0.97
-"""An image that was read whole with a lower confidence is read once more."""
+"""An image that was read whole with a lower confidence is read again, at other sizes until one has this confidence."""
 FEWEST_LINES: Final = 4
-"""Images with as many lines of print are read by their lines then, others at another size."""
+"""Images with at least so many lines of print are then read by their lines, smaller ones with fewer at other sizes."""
 SURER_BY: Final = 0.01
-"""The text of lines is taken where its confidence is so much higher."""
+"""The text of lines is taken if its confidence is higher by at least this; that of another size if it is no lower."""
 SIZES: Final = (1.25, 0.8, 1.4, 0.7, 1.1, 0.9)
 """Other sizes, relative to the image's own, in the order in which they are tried."""
 MOST_SIZES: Final = 3
@@ -23,7 +23,7 @@ LEAST_TEXT: Final = 0.8
 
 
 def other_sizes(width_px: int, height_px: int, plan: ViewPlan) -> tuple[float, ...]:
-    """At what sizes a small image is read once more, until it is read surely.
+    """At what sizes a small image is read again, one after another, until it is read surely.
 
     Args:
         width_px: Of the image.

@@ -10,7 +10,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 
-from trainer.evaluation.samples import Sample
+import numpy as np
+
+from trainer.evaluation.samples import Sample, open_page
 from trainer.evaluation.scores import Reading
 from trainer.reading.protocol import ReaderError
 
@@ -37,7 +39,7 @@ class RapidReader:
         self._versions = {name: version(name) for name in PACKAGES}
         self._num_threads = num_threads
         threads = {"EngineConfig.onnxruntime.intra_op_num_threads": num_threads}
-        self._engine = rapidocr.RapidOCR(params={"Global.log_level": "warning", **threads})
+        self._engine = rapidocr.RapidOCR(params={"Global.log_level": "error", **threads})
 
     @property
     def name(self) -> str:
@@ -50,16 +52,27 @@ class RapidReader:
         return {**self._versions, "threads": str(self._num_threads)}
 
     def read(self, samples: Sequence[Sample]) -> Iterator[tuple[int, Reading]]:
-        """Read pages one after another."""
+        """Read pages one after another.
+
+        If an image cannot be opened or the package fails on it, its reading is empty and unfinished.
+        """
         for place, sample in enumerate(samples):
             start = time.perf_counter()
-            found = self._engine(str(sample.image_path))
-            rows = [
-                (min(x for x, _ in box), min(y for _, y in box), max(y for _, y in box), str(text))
-                for box, text in zip([] if found.boxes is None else found.boxes, found.txts or (), strict=True)
-            ]
-            text = "\n".join(" ".join(cells) for cells in lines_of(rows))
-            yield place, Reading(text, time.perf_counter() - start)
+            text, ended = "", True
+            try:
+                text = self._text_of(sample)
+            except Exception:  # noqa: BLE001 - the package raises what its libraries do, and the pages after it count
+                ended = False
+            yield place, Reading(text, time.perf_counter() - start, ended)
+
+    def _text_of(self, sample: Sample) -> str:
+        # It opens files with 16 bits, CMYK or a palette in other colours, and takes arrays as OpenCV's: BGR.
+        found = self._engine(np.ascontiguousarray(np.asarray(open_page(sample.image_path))[..., ::-1]))
+        rows = [
+            (min(x for x, _ in box), min(y for _, y in box), max(y for _, y in box), str(text))
+            for box, text in zip([] if found.boxes is None else found.boxes, found.txts or (), strict=True)
+        ]
+        return "\n".join(" ".join(cells) for cells in lines_of(rows))
 
 
 def lines_of(rows: Sequence[tuple[float, float, float, str]]) -> list[list[str]]:

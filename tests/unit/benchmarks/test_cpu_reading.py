@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from benchmarks.cpu_reading import _cpu_s_of, alternate
+from benchmarks.cpu_reading import _cpu_s_of, alternate, parse_arguments
 from tests.support.evaluation import write_set
 from trainer.evaluation.samples import load_set
 
@@ -33,6 +33,23 @@ def test_each_reader_is_charged_what_it_used_itself(tmp_path):
     assert (ours["reader"], ours["how"], ours["pages"], ours["characters"]) == ("ours", "alone", 2, 8)
     assert (ours["cpu_seconds_per_page"], theirs["cpu_seconds_per_page"]) == (0.5, 2.0)
     assert (ours["cer"], theirs["cer"]) == (0.5, 1.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--service", str(os.getpid())], "--service needs --alternating"),
+        # No system gives out a number as high.
+        (["--alternating", "--service", str(2**31 - 1)], "there is no process 2147483647"),
+        (["--alternating", "--service", "0"], "there is no process 0"),
+    ],
+)
+def test_a_service_that_could_not_be_measured_is_refused_at_once(given, message, capsys):
+    with pytest.raises(SystemExit):
+        parse_arguments(given)
+    assert message in capsys.readouterr().err
+    assert parse_arguments(["--alternating", "--service", str(os.getpid())]).service == os.getpid()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

@@ -708,6 +708,58 @@ async def test_deadline_without_any_page_is_an_error() -> None:
         assert sorted(it.engine.cancelled) == sorted(request.sequence_id for request in it.engine.submitted)
 
 
+def shows_what_is_read_again(source: Source, kind: str) -> None:
+    """Let the first page be one that is read once more in the given way."""
+    if kind == "sizes":
+        source.ink, source.sizes = {1: replace(HALF_READ, lines=HALF_READ.lines[:3])}, {1: (6, 4)}
+    elif kind == "lines":
+        source.ink, source.ink_of_lines = {1: HALF_READ}, {1: MANY}
+    else:
+        source.ink, source.turned = {1: FEW}, {1: MANY}
+
+
+READ_AGAIN = [("sizes", PageStatus.OK), ("lines", PageStatus.OK), ("turned", PageStatus.UNREADABLE)]
+"""Ways of reading a page again, and what the first reading gives."""
+
+
+@pytest.mark.parametrize(("kind", "status"), READ_AGAIN)
+async def test_a_deadline_that_strikes_while_a_page_is_read_again_leaves_what_was_read(
+    kind: str, status: PageStatus
+) -> None:
+    async with bench(engine=UnevenEngine([0.9] * 2, geometry=NANO_GEOMETRY)) as it:
+        shows_what_is_read_again(it.source, kind)
+        it.engine.hold(after=1)
+        (page,) = (await it.read(1, deadline_s=0.2)).pages
+        assert len(it.engine.submitted) == 2
+        assert it.engine.cancelled == [it.engine.submitted[1].sequence_id]
+    assert (page.status, page.error, bool(page.text)) == (status, None, status is PageStatus.OK)
+
+
+@pytest.mark.parametrize(("kind", "status"), READ_AGAIN)
+async def test_a_page_is_not_read_again_where_the_document_has_less_time_left_than_it_took(
+    kind: str, status: PageStatus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Deadline, "total_left_s", 1e-6)
+    async with bench(engine=UnevenEngine([0.9] * 2, geometry=NANO_GEOMETRY)) as it:
+        shows_what_is_read_again(it.source, kind)
+        (page,) = (await it.read(1)).pages
+        assert len(it.engine.submitted) == len(it.source.orders) == 1
+    assert page.status is status
+
+
+async def test_a_client_that_leaves_while_a_page_is_read_again_gets_nothing() -> None:
+    finished: list[PageResult] = []
+    async with bench(engine=UnevenEngine([0.9] * 2, geometry=NANO_GEOMETRY)) as it:
+        shows_what_is_read_again(it.source, "sizes")
+        it.engine.hold(after=1)
+        reading = asyncio.create_task(it.read(1, on_page=finished.append))
+        await eventually(lambda: len(it.engine.submitted) == 2)
+        reading.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reading
+    assert not finished
+
+
 async def test_trying_again_after_the_deadline_helps_only_who_was_not_alone() -> None:
     async with bench(page_slots=8) as it:
         it.engine.hold()

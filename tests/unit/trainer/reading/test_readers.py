@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from types import ModuleType, SimpleNamespace
 from typing import ClassVar
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -100,15 +101,19 @@ def test_the_real_tesseract_reads_a_clean_line(tmp_path):
 
 @pytest.fixture
 def stub_rapidocr(monkeypatch):
-    """A package that finds two cells of one line below a heading, and nothing on a file called blank."""
+    """A package that finds two cells of one line below a heading, nothing on a red page, and fails on a blue one."""
 
     class RapidOCR:
         def __init__(self, params):
-            assert params["EngineConfig.onnxruntime.intra_op_num_threads"] == 2
+            assert params == {"Global.log_level": "error", "EngineConfig.onnxruntime.intra_op_num_threads": 2}
 
-        def __call__(self, path):
-            if "blank" in path:
+        def __call__(self, image):
+            assert (image.dtype, image.ndim, image.flags.c_contiguous) == (np.uint8, 3, True)
+            blue, _, red = image[0, 0]
+            if red > blue:
                 return SimpleNamespace(boxes=None, txts=None)
+            if blue > red:
+                raise RuntimeError("a fault of the package")
             boxes = [[(x, y), (x + 40, y), (x + 40, y + 10), (x, y + 10)] for x, y in ((60, 32), (5, 0), (5, 30))]
             return SimpleNamespace(boxes=boxes, txts=("9.50", "Invoice", "Total"))
 
@@ -124,11 +129,27 @@ def stub_rapidocr(monkeypatch):
 @pytest.mark.usefixtures("stub_rapidocr")
 def test_boxes_of_rapidocr_become_lines(tmp_path):
     samples = load_set(write_set(tmp_path, [("a.png", "block", "x"), ("blank.png", "line", "x")])).samples
+    Image.new("RGB", (40, 20), "red").save(samples[1].image_path)
     reader = RapidReader(2)
     readings = dict(reader.read(samples))
     assert [readings[index].text for index in range(2)] == ["Invoice\nTotal 9.50", ""]
     assert reader.name == "RapidOCR 3.10.0"
     assert reader.details == {"rapidocr": "3.10.0", "onnxruntime": "1.32.0", "threads": "2"}
+
+
+@pytest.mark.usefixtures("stub_rapidocr")
+def test_an_image_that_rapidocr_cannot_read_costs_that_image(tmp_path):
+    pages = [("cut.jpg", "line", "x"), ("fault.png", "line", "x"), ("deep.png", "line", "x")]
+    samples = load_set(write_set(tmp_path, pages)).samples
+    samples[0].image_path.write_bytes(samples[0].image_path.read_bytes()[:100])
+    Image.new("RGB", (40, 20), "blue").save(samples[1].image_path)
+    Image.fromarray(np.full((20, 40), 60000, np.uint16)).save(samples[2].image_path)
+    readings = dict(RapidReader(2).read(samples))
+    assert [(readings[index].text, readings[index].ended) for index in range(3)] == [
+        ("", False),
+        ("", False),
+        ("Invoice\nTotal 9.50", True),
+    ]
 
 
 def test_a_missing_rapidocr_is_said_at_once(monkeypatch):
