@@ -61,7 +61,7 @@ from shared.contract.prompts import PromptSet, Task, prompt_for
 from shared.deepseek_ocr.forms import PageViews
 from shared.deepseek_ocr.grounding import Region, parse_grounded
 from shared.deepseek_ocr.reading_layout import ReadingLayout, lines_from_views
-from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, other_sizes, prefers_second
+from shared.deepseek_ocr.second_reading import FEWEST_LINES, SURE, has_lost_text, other_sizes, prefers_second
 from shared.images.accounting import Account
 from shared.images.canvases import LARGE_EM_PX, LOW_PX, SIDE_PX, Strip
 from shared.images.page_ink import MOST_MARKS, Turn
@@ -666,7 +666,8 @@ class DocumentReader:
                 if other is None:
                     break
                 result = await self._read_once(replace(decoded, page=other), reading, None)
-                if _is_surer(result, best):
+                is_complete = best.status is not PageStatus.OK or not has_lost_text(best.text, result.text)
+                if is_complete and _is_surer(result, best):
                     best = result
             if best.status is PageStatus.OK and best.result is not None and best.result.confidence >= SURE:
                 break

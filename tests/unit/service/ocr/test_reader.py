@@ -450,6 +450,17 @@ class UnevenEngine(FakeEngine):
         return replace(result, confidence=confidence, text=result.text if confidence else "")
 
 
+class ShorteningEngine(UnevenEngine):
+    """As above, and leaves out the second half of each text but the first."""
+
+    num_judged = 0
+
+    def _judged(self, result: SequenceResult) -> SequenceResult:
+        judged = super()._judged(result)
+        self.num_judged += 1
+        return replace(judged, text=judged.text[: len(judged.text) // 2]) if self.num_judged > 1 else judged
+
+
 @pytest.mark.parametrize(
     ("turned", "as_is", "confidences", "status"),
     [
@@ -556,6 +567,14 @@ async def test_few_lines_that_were_not_read_surely_are_read_at_other_sizes_too(
         assert [order.scale for order in it.source.orders] == scales
     assert page.result is not None
     assert (page.status, page.result.confidence, page.width_px) == (PageStatus.OK, chosen, 6)
+
+
+async def test_a_reading_at_another_size_that_leaves_text_out_is_not_taken() -> None:
+    async with bench(engine=ShorteningEngine([0.9, 0.99, 0.99, 0.99], geometry=NANO_GEOMETRY)) as it:
+        it.source.ink, it.source.sizes = {1: replace(HALF_READ, lines=HALF_READ.lines[:3])}, {1: (6, 4)}
+        page = (await it.read(1)).pages[0]
+        assert len(it.source.orders) == 4
+    assert (page.status, page.text) == (PageStatus.OK, expected_text(1, 1))
 
 
 @pytest.mark.parametrize(
