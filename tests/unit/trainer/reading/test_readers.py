@@ -118,7 +118,7 @@ def stub_rapidocr(monkeypatch):
             return SimpleNamespace(boxes=boxes, txts=("9.50", "Invoice", "Total"))
 
     module = ModuleType("rapidocr")
-    module.RapidOCR = RapidOCR
+    vars(module)["RapidOCR"] = RapidOCR
     for name in rapidocr_module.PACKAGES:
         stub = module if name == "rapidocr" else ModuleType(name)
         stub.__spec__ = ModuleSpec(name, None)
