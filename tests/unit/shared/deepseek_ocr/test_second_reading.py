@@ -20,8 +20,9 @@ from shared.deepseek_ocr.second_reading import has_lost_text, other_sizes
     ],
 )
 def test_an_image_of_one_view_is_read_at_sizes_that_have_room_in_it(size, expected):
-    plan = plan_views(*size, NANO_GEOMETRY.default_mode, NANO_GEOMETRY)
-    assert other_sizes(*size, plan) == expected
+    width_px, height_px = size
+    plan = plan_views(width_px, height_px, NANO_GEOMETRY.default_mode, NANO_GEOMETRY)
+    assert other_sizes(width_px, height_px, plan) == expected
 
 
 @pytest.mark.parametrize(
