@@ -18,6 +18,7 @@ import importlib
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -82,14 +83,39 @@ def say(text: str) -> None:
     sys.stderr.flush()
 
 
+@contextlib.contextmanager
+def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
+    """A program that ends with the block at the latest.
+
+    An interrupt while it is being started would be lost on it, and it on us: interrupts wait until it is known.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process = subprocess.Popen(command, preexec_fn=_take_interrupts, **options)  # noqa: PLW1509 -- one thread
+        try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+            yield process
+        finally:
+            process.terminate()
+            process.wait(timeout=60)
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+def _take_interrupts() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
 def trainer(words: Sequence[str]) -> None:
     """Run one of the trainer's commands, shown as it would be typed."""
     sys.stderr.write(f"$ python -m trainer {shlex.join(words)}\n")
     sys.stderr.flush()
     # Its table belongs to the terminal; standard output is for the JSON line.
-    ended = subprocess.run([sys.executable, "-m", "trainer", *words], cwd=ROOT, stdout=sys.stderr, check=False)
-    if ended.returncode:
-        raise DemoError(f"`trainer {words[0]}` ended with status {ended.returncode}; it said why above")
+    with started([sys.executable, "-m", "trainer", *words], cwd=ROOT, stdout=sys.stderr) as process:
+        status = process.wait()
+    if status:
+        raise DemoError(f"`trainer {words[0]}` ended with status {status}; it said why above")
 
 
 @contextlib.contextmanager
@@ -116,13 +142,9 @@ def service(volume: Path, log: Path, **settings: str) -> Iterator[Running]:
     environment["PYTHONPATH"] = str(ROOT)
     with log.open("wb") as stream, tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "service", "serve"]
-        process = subprocess.Popen(command, cwd=folder, env=environment, stdout=stream, stderr=stream)
-        try:
+        with started(command, cwd=folder, env=environment, stdout=stream, stderr=stream) as process:
             _wait_ready(process, f"http://127.0.0.1:{port}", log)
             yield Running(f"http://127.0.0.1:{port}", process.pid)
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
 
 
 def _wait_ready(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
