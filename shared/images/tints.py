@@ -6,6 +6,7 @@ whose blue is as dark as that of black print, nothing would be darker. Knows Ope
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 import cv2
@@ -29,6 +30,9 @@ _EDGE_PX = 2
 """Around a ground pixels are mixed with those of the paper."""
 _LEAST_PX, _MOST_GROUNDS = 60, 64
 """Smaller grounds have no room for print; pages with more of them are photographs, of which the largest are enough."""
+
+_ROWS = 512
+"""Of a page that are made white at once."""
 
 
 def without_tints(page: Image.Image) -> Image.Image:
@@ -98,9 +102,15 @@ def _bleach(part_HWC: NDArray[np.uint8], mask_hw: NDArray[np.uint8], ground_C: N
     mask_HW: Any = cv2.resize(mask_hw, size, interpolation=cv2.INTER_NEAREST)
     step = max(1, round(size[0] / mask_hw.shape[1]))
     wide_HW: Any = cv2.dilate(mask_HW, np.ones((2 * _EDGE_PX * step + 1,) * 2, np.uint8))
-    differences_HWC = part_HWC.astype(np.int16) - ground_C.astype(np.int16)
-    ink_HW = (differences_HWC if is_light else -differences_HWC).max(axis=2).clip(0, 255)
-    if is_light:
-        # Paper around it is lighter as well.
-        ink_HW[mask_HW == 0] = 0
-    part_HWC[wide_HW > 0] = (255 - ink_HW[wide_HW > 0]).astype(np.uint8)[:, None]
+    # As tables and by rows, so that large pages need little memory.
+    above = np.arange(256)[:, None] - ground_C
+    paper_C = 255 - np.clip(above if is_light else -above, 0, 255).astype(np.uint8)
+    tables = [np.ascontiguousarray(table) for table in paper_C.T]
+    for top in range(0, size[1], _ROWS):
+        rows = slice(top, top + _ROWS)
+        bands = zip(cv2.split(part_HWC[rows]), tables, strict=True)
+        grey_HW: Any = reduce(cv2.min, [cv2.LUT(band, table) for band, table in bands])
+        if is_light:
+            # Paper around it is lighter as well.
+            grey_HW[mask_HW[rows] == 0] = 255
+        part_HWC[rows] = cv2.copyTo(cv2.merge([grey_HW] * 3), wide_HW[rows], part_HWC[rows].copy())
