@@ -85,13 +85,14 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def started(command: Sequence[str], **options: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A program that ends with the block at the latest.
+    """Start a program, and end it with the block if it has not ended by then.
 
-    An interrupt while it is being started would be lost on it, and it on us: interrupts wait until it is known.
+    Interrupts are held until it is known: one that comes while it is being started reaches neither the program nor the
+    code that would end it.
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
-        process = subprocess.Popen(command, preexec_fn=_take_interrupts, **options)  # noqa: PLW1509 -- one thread
+        process = subprocess.Popen(command, preexec_fn=_take_interrupts, **options)  # noqa: PLW1509 -- it only sets signals
         try:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
             yield process

@@ -19,7 +19,8 @@ SIZES: Final = (1.25, 0.8, 1.4, 0.7, 1.1, 0.9)
 """Other sizes, relative to the image's own, in the order in which they are tried."""
 MOST_SIZES: Final = 3
 LEAST_TEXT: Final = 0.8
-"""Share of the characters before that a reading at another size has; of 1,200 drawn lines none lost by this."""
+"""A reading at another size is only taken with at least this share of the characters before it. Of 1,200 drawn lines
+none got worse by that (benchmarks/LOG.md)."""
 
 
 def other_sizes(width_px: int, height_px: int, plan: ViewPlan) -> tuple[float, ...]:

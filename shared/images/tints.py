@@ -30,9 +30,8 @@ _EDGE_PX = 2
 """Around a ground pixels are mixed with those of the paper."""
 _LEAST_PX, _MOST_GROUNDS = 60, 64
 """Smaller grounds have no room for print; pages with more of them are photographs, of which the largest are enough."""
-
 _ROWS = 512
-"""Of a page that are made white at once."""
+"""Made white at once."""
 
 
 def without_tints(page: Image.Image) -> Image.Image:

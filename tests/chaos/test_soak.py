@@ -50,7 +50,7 @@ MAX_SLOPE_KIB = 2.0
 """A request, of the process that listens."""
 MAX_DESCRIPTORS = 5
 BODIES = 64
-"""At once, of JSON that a thread each refuses, so that the service starts all the threads that it may."""
+"""Sent at once. A thread refuses each, so the service starts as many threads as it ever will."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +118,7 @@ def memory_of(samples: Sequence[Sample]) -> tuple[dict[str, list[float]], dict[s
 
 
 async def fill_threads(server: ServerProcess) -> None:
-    """Start the threads that would else start whenever two requests happen to need one at the same time."""
+    """Start the threads that would otherwise start later, when two requests happen to need one at the same time."""
     headers = {"content-type": "application/json"}
     async with httpx.AsyncClient(base_url=server.url, timeout=TIMEOUT_S, headers=headers) as client:
         body = b"[" + b"0," * 20_000
